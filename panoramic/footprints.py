@@ -1,0 +1,246 @@
+"""Spherical polygons: parsing, area, distance, overlap; footprint plots and region files.
+
+Put here whatever asks where on the sky something lies. Polygons are convex quadrilaterals or hulls of a few arcmin,
+so they are handled in a tangent plane about their own middle, which has no seam at RA 0 and none at the poles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from panoramic.errors import InputError
+
+if TYPE_CHECKING:
+    from shapely.geometry import Polygon
+    from shapely.geometry.base import BaseGeometry
+
+ARCMIN = np.pi / 180 / 60
+
+
+def parse_s_region(s_region: str) -> np.ndarray:
+    """Vertices of an S_REGION string.
+
+    Parameters
+    ----------
+    s_region : e.g. ``POLYGON ICRS 34.45 -5.08 34.46 -5.10 ...`` (the archive's column and header keyword).
+
+    Returns
+    -------
+    (N, 2) array of RA and Dec in deg, ICRS, N >= 3, not closed. Several polygons become the first one's vertices
+    followed by the others': their hull is what matters here.
+
+    Raises
+    ------
+    InputError
+        The string holds no polygon with finite coordinates on the sphere.
+    """
+    if not re.match(r"\s*POLYGON\b", s_region or "", re.IGNORECASE):
+        raise InputError(f"no polygon in S_REGION {s_region!r}")
+    words = [w for w in re.split(r"[\s,()]+", s_region) if w and not re.fullmatch(r"POLYGON|ICRS|FK5|J2000", w, re.I)]
+    try:
+        numbers = np.array(words, dtype=float)
+    except ValueError as error:
+        raise InputError(f"S_REGION has a word that is no number: {s_region!r}") from error
+    if numbers.size < 6 or numbers.size % 2:
+        raise InputError(f"S_REGION needs three pairs of RA and Dec or more: {s_region!r}")
+    vertices = numbers.reshape(-1, 2)
+    if not np.isfinite(vertices).all() or np.abs(vertices[:, 1]).max() > 90:
+        raise InputError(f"S_REGION has coordinates that are not on the sphere: {s_region!r}")
+    vertices[:, 0] %= 360.0
+    if len(vertices) > 3 and np.allclose(vertices[0], vertices[-1], atol=1e-9):
+        vertices = vertices[:-1]
+    return vertices
+
+
+def to_s_region(vertices: np.ndarray) -> str:
+    """The S_REGION string of (N, 2) vertices in deg."""
+    return "POLYGON ICRS " + " ".join(f"{ra:.9f} {dec:.9f}" for ra, dec in np.asarray(vertices))
+
+
+def unit_vectors(ra: np.ndarray | float, dec: np.ndarray | float) -> np.ndarray:
+    """Cartesian unit vectors, shape (..., 3), of RA and Dec in deg."""
+    ra, dec = np.deg2rad(np.asarray(ra, float)), np.deg2rad(np.asarray(dec, float))
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+
+
+def mean_position(vertices: np.ndarray) -> tuple[float, float]:
+    """Mean RA and Dec (deg) of (N, 2) positions, as the direction of their mean unit vector."""
+    x, y, z = unit_vectors(vertices[:, 0], vertices[:, 1]).mean(axis=0)
+    return float(np.degrees(np.arctan2(y, x)) % 360.0), float(np.degrees(np.arctan2(z, np.hypot(x, y))))
+
+
+def separation_arcmin(ra1: float, dec1: float, ra2: np.ndarray | float, dec2: np.ndarray | float) -> np.ndarray:
+    """Great-circle distance in arcmin, accurate for small and large angles."""
+    chord = np.linalg.norm(unit_vectors(ra1, dec1) - unit_vectors(ra2, dec2), axis=-1)
+    return 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / ARCMIN
+
+
+def to_tangent_plane(positions: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+    """Gnomonic projection of (N, 2) RA, Dec (deg) about ``centre``: (N, 2) east and north in arcmin."""
+    ra, dec = np.deg2rad(positions[:, 0]), np.deg2rad(positions[:, 1])
+    ra0, dec0 = np.deg2rad(centre)
+    cosine = np.sin(dec0) * np.sin(dec) + np.cos(dec0) * np.cos(dec) * np.cos(ra - ra0)
+    east = np.cos(dec) * np.sin(ra - ra0) / cosine
+    north = (np.cos(dec0) * np.sin(dec) - np.sin(dec0) * np.cos(dec) * np.cos(ra - ra0)) / cosine
+    return np.column_stack([east, north]) / ARCMIN
+
+
+def flat_polygon(vertices: np.ndarray, centre: tuple[float, float]) -> Polygon:
+    """Convex hull of the vertices in the tangent plane about ``centre``, in arcmin (east, north)."""
+    from shapely.geometry import MultiPoint
+
+    return MultiPoint(to_tangent_plane(np.asarray(vertices), centre)).convex_hull
+
+
+def edge_distance_arcmin(first: np.ndarray, second: np.ndarray) -> float:
+    """Distance from footprint edge to footprint edge, in arcmin; 0 where they overlap.
+
+    Both are (N, 2) vertices in deg. The plane touches the sphere midway, so that distances up to a degree are right
+    to 1e-4; beyond 60 deg apart the distance of the middles is returned.
+    """
+    middle_1, middle_2 = mean_position(first), mean_position(second)
+    apart = float(separation_arcmin(*middle_1, *middle_2))
+    if apart > 3600:
+        return apart
+    centre = mean_position(np.array([middle_1, middle_2]))
+    return float(flat_polygon(first, centre).distance(flat_polygon(second, centre)))
+
+
+def union_area_arcmin2(footprints: Iterable[np.ndarray]) -> float:
+    """Area on the sky covered by any of the footprints, arcmin2."""
+    from shapely.ops import unary_union
+
+    footprints = list(footprints)
+    if not footprints:
+        return 0.0
+    centre = mean_position(np.concatenate(footprints))
+    return float(unary_union([flat_polygon(f, centre) for f in footprints]).area)
+
+
+def covered_fraction(footprint: np.ndarray, by: Iterable[np.ndarray]) -> float:
+    """Fraction (0 to 1) of a footprint's area that lies in the union of others."""
+    from shapely.ops import unary_union
+
+    centre = mean_position(footprint)
+    own = flat_polygon(footprint, centre)
+    near = [f for f in by if separation_arcmin(*centre, *mean_position(f)) < 60]
+    if not near or own.area == 0:
+        return 0.0
+    others: BaseGeometry = unary_union([flat_polygon(f, centre) for f in near])
+    return float(own.intersection(others).area / own.area)
+
+
+def hull(footprints: Sequence[np.ndarray]) -> np.ndarray:
+    """Convex hull on the sky of several footprints: (N, 2) vertices in deg."""
+    points = np.concatenate(footprints)
+    centre = mean_position(points)
+    outline = np.array(flat_polygon(points, centre).exterior.coords)[:-1]
+    return from_tangent_plane(outline, centre)
+
+
+def from_tangent_plane(plane: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+    """Inverse of `to_tangent_plane`."""
+    east, north = plane[:, 0] * ARCMIN, plane[:, 1] * ARCMIN
+    ra0, dec0 = np.deg2rad(centre)
+    rho = np.hypot(east, north)
+    angle = np.arctan(rho)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(rho > 0, np.sin(angle) / rho, 1.0)
+    dec = np.arcsin(np.clip(np.cos(angle) * np.sin(dec0) + north * ratio * np.cos(dec0), -1, 1))
+    ra = ra0 + np.arctan2(east * ratio, np.cos(dec0) * np.cos(angle) - north * ratio * np.sin(dec0))
+    return np.column_stack([np.degrees(ra) % 360.0, np.degrees(dec)])
+
+
+def inside(ra: np.ndarray, dec: np.ndarray, footprint: np.ndarray, margin_arcsec: float = 0.0) -> np.ndarray:
+    """Which positions (deg) lie in the footprint widened by a margin: boolean, shape of ``ra``."""
+    import shapely
+
+    centre = mean_position(footprint)
+    ra, dec = np.asarray(ra, float), np.asarray(dec, float)
+    result = separation_arcmin(*centre, ra, dec) < 120
+    if result.any():
+        area = flat_polygon(footprint, centre).buffer(margin_arcsec / 60)
+        plane = to_tangent_plane(np.column_stack([ra[result], dec[result]]), centre)
+        result[result] = shapely.contains_xy(area, plane[:, 0], plane[:, 1])
+    return result
+
+
+def write_regions(path: Path, footprints: Sequence[tuple[str, np.ndarray, str]]) -> None:
+    """Write a DS9 region file of (label, vertices in deg, colour) triples."""
+    lines = ["# Region file format: DS9 version 4.1", "icrs"]
+    for label, vertices, colour in footprints:
+        corners = ",".join(f"{v:.7f}" for v in np.asarray(vertices).ravel())
+        lines.append(f"polygon({corners}) # color={colour} text={{{label}}}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+FILTER_COLOURS = {
+    "F070W": "#6a3d9a", "F090W": "#5e4fa2", "F115W": "#3288bd", "F140M": "#3a9cc0", "F150W": "#66c2a5",
+    "F162M": "#7fcf8f", "F164N": "#7fcf8f", "F150W2": "#66c2a5", "F182M": "#abdda4", "F187N": "#abdda4",
+    "F200W": "#9ccc3c", "F210M": "#c2d03a", "F212N": "#c2d03a", "F250M": "#e6c229", "F277W": "#fdae61",
+    "F300M": "#f79a4b", "F322W2": "#f68b3c", "F323N": "#f68b3c", "F335M": "#f46d43", "F356W": "#ee5a3a",
+    "F360M": "#ea5037", "F405N": "#e34a33", "F410M": "#df3f36", "F430M": "#d53e4f", "F444W": "#c51b3d",
+    "F460M": "#a5123a", "F466N": "#a5123a", "F470N": "#9e0142", "F480M": "#80003a",
+}  # fmt: skip
+
+
+def plot_footprints(
+    path: Path, title: str, exposures: Sequence[tuple[str, np.ndarray, float]], held_back: Sequence[bool] | None = None
+) -> None:
+    """Draw a field's exposures on the sky, coloured by filter, with compass, scale bar and exposure times.
+
+    Parameters
+    ----------
+    path : the PNG to write.
+    exposures : (filter, vertices in deg (N, 2), exposure time in s) of each exposure.
+    held_back : which of them are held back (drawn dashed); all are taken as used if absent.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Polygon as Patch
+
+    held_back = held_back or [False] * len(exposures)
+    centre = mean_position(np.concatenate([v for _, v, _ in exposures]))
+    figure = Figure(figsize=(7.5, 6.5), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    seconds: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for (name, vertices, exptime), held in zip(exposures, held_back, strict=True):
+        colour = FILTER_COLOURS.get(name, "#888888")
+        plane = to_tangent_plane(vertices, centre)
+        axes.add_patch(Patch(plane, facecolor=colour, alpha=0.10, edgecolor="none"))
+        axes.add_patch(Patch(plane, fill=False, edgecolor=colour, lw=1.1, ls="--" if held else "-"))
+        seconds[name] = seconds.get(name, 0.0) + exptime
+        counts[name] = counts.get(name, 0) + 1
+    outline = np.concatenate([to_tangent_plane(v, centre) for _, v, _ in exposures])
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    pad = 0.12 * (high - low).max()
+    axes.set_xlim(high[0] + pad, low[0] - pad)  # east to the left
+    axes.set_ylim(low[1] - pad, high[1] + pad)
+    axes.set_aspect("equal")
+    axes.set_xlabel("east of centre [arcmin]")
+    axes.set_ylabel("north of centre [arcmin]")
+    axes.set_title(f"{title}\nRA {centre[0]:.5f}  Dec {centre[1]:+.5f}", fontsize=11)
+    arrow = 0.09 * (high - low).max()
+    tail = np.array([low[0] - pad * 0.55, low[1] - pad * 0.55])
+    for label, step in (("E", (arrow, 0.0)), ("N", (0.0, arrow))):
+        axes.annotate("", xy=tail + step, xytext=tail, arrowprops={"arrowstyle": "-|>", "color": "k", "lw": 1.2})
+        axes.text(*(tail + 1.25 * np.array(step)), label, ha="center", va="center", fontsize=9)
+    bar = np.array([high[0] + pad * 0.7, low[1] - pad * 0.6])
+    axes.plot([bar[0], bar[0] - 1.0], [bar[1], bar[1]], "k-", lw=2)
+    axes.text(bar[0] - 0.5, bar[1] + pad * 0.12, "1 arcmin", ha="center", fontsize=8)
+    handles = [
+        Line2D([], [], color=FILTER_COLOURS.get(n, "#888888"), label=f"{n}: {counts[n]} exposures, {seconds[n] / 1e3:.1f} ks of detector time")
+        for n in sorted(seconds)
+    ]
+    if any(held_back):
+        handles.append(Line2D([], [], color="k", ls="--", label="held back"))
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8, ncol=2, frameon=False)
+    figure.savefig(path, bbox_inches="tight")

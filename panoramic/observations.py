@@ -1,0 +1,292 @@
+"""Archive rows become typed, de-duplicated exposures.
+
+Put here what one row or one exposure means. Keep out what needs several exposures (completeness, fields) and where
+rows come from (``resources/archive.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from panoramic.errors import ArchiveRowError, InputError
+from panoramic.footprints import mean_position, parse_s_region
+from panoramic.survey import DETECTORS, ExposureRules
+
+# jw PPPPP OOO VVV _ GG S AA _ EEEEE _ detector _ suffix (JWST file naming conventions, jwst-docs)
+FILENAME = re.compile(
+    r"^(?P<dataset>jw(?P<program>\d{5})(?P<observation>\d{3})(?P<visit>\d{3})"
+    r"_(?P<activity>\d{2}\d[0-9a-z]{2})_(?P<exposure>\d{5})(?:-seg\d{3})?_(?P<detector>[a-z0-9]+))"
+    r"_(?P<suffix>[a-z0-9]+)(?:\.fits)?$",
+    re.IGNORECASE,
+)
+SUFFIX_RANK = {"rate": 0, "cal": 1, "rateints": 2, "calints": 2, "trapsfilled": 4, "uncal": 5}
+NULLS = {"", "nan", "none", "null", "--", "-999", "n/a"}
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One exposure of one detector, as the archive describes it.
+
+    Times are MJD (UTC), ``exptime`` is the effective exposure time in s, ``footprint`` is an S_REGION string.
+    ``refused`` says by which rule of the survey it is left out, ``fault`` what is wrong with its file; both empty
+    where it is fine. ``warnings`` stay with it.
+    """
+
+    dataset: str
+    filename: str
+    program: int
+    observation: int
+    visit: int
+    activity: str
+    exposure: int
+    detector: str
+    filter: str
+    pupil: str
+    module: str
+    exptime: float
+    t_min: float
+    t_max: float
+    footprint: str
+    ra: float
+    dec: float
+    release: float
+    file_id: int
+    checksum: str
+    size: int
+    cal_ver: str
+    crds_ctx: str
+    expcount: int
+    refused: str = ""
+    fault: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def visit_id(self) -> str:
+        """Program, observation and visit, as in the file name: ``02514162001``."""
+        return f"{self.program:05d}{self.observation:03d}{self.visit:03d}"
+
+    @property
+    def group(self) -> tuple[str, str, str, str, str]:
+        """Visit, activity, filter, pupil and detector: what is complete or held back as one."""
+        return (self.visit_id, self.activity, self.filter, self.pupil, self.detector)
+
+    @property
+    def element(self) -> str:
+        """The optical element that sets the passband, lower case: the pupil's where the pupil is not CLEAR."""
+        return passband(self.filter, self.pupil)
+
+    @property
+    def suffix(self) -> str:
+        """Product suffix of the standing file, e.g. ``rate``."""
+        return split_filename(self.filename)["suffix"].lower()
+
+    @property
+    def rate_filename(self) -> str:
+        """The file that a reduction starts from."""
+        return f"{self.dataset}_rate.fits"
+
+    @property
+    def vertices(self) -> np.ndarray:
+        """Footprint as (N, 2) RA and Dec in deg."""
+        return parse_s_region(self.footprint)
+
+    @property
+    def is_long_wave(self) -> bool:
+        """Whether the detector is one of the long-wave channel."""
+        return is_long_wave(self.detector)
+
+
+@dataclass
+class ParsedRows:
+    """What a look at the archive held.
+
+    ``exposures`` by dataset (refused and faulty ones included); ``errors`` the rows that could not be read as
+    exposures at all: they are named, and hold nothing else up. ``unplaced`` gives the cause for each dataset that is
+    known by name only, so that its group can be held back.
+    """
+
+    exposures: dict[str, Exposure] = field(default_factory=dict)
+    errors: list[ArchiveRowError] = field(default_factory=list)
+    unplaced: dict[str, str] = field(default_factory=dict)
+    n_rows: int = 0
+
+
+def is_long_wave(detector: str) -> bool:
+    """Whether a detector name (``NRCALONG``, ``nrcb5``...) belongs to the long-wave channel."""
+    return detector.upper() in ("NRCALONG", "NRCBLONG", "NRCA5", "NRCB5")
+
+
+def passband(filter_name: str, pupil: str) -> str:
+    """Lower-case name of the element that sets the passband (``f470n`` behind F444W)."""
+    return (filter_name if pupil.upper() in ("CLEAR", "") else pupil).lower()
+
+
+def split_filename(filename: str) -> dict[str, str]:
+    """Parts of a JWST exposure file name; `InputError` where it is none."""
+    match = FILENAME.match(filename.strip())
+    if not match:
+        raise InputError(f"{filename!r} is no name of a JWST exposure (jwPPPPPOOOVVV_GGSAA_EEEEE_detector_suffix.fits)")
+    return match.groupdict()
+
+
+def is_null(value: object) -> bool:
+    """Whether a cell of an archive table is empty (masked, NaN, -999, an empty word)."""
+    if value is None or value is np.ma.masked:
+        return True
+    if isinstance(value, float) and math.isnan(value):
+        return True
+    return str(value).strip().lower() in NULLS
+
+
+def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRules) -> ParsedRows:
+    """Read archive rows; the rows of one dataset become one exposure.
+
+    The ``_rate`` row stands for its dataset where there is one, else the row of the highest level; of several
+    versions of that file the one with the largest ArchiveFileID.
+    """
+    parsed = ParsedRows()
+    best: dict[str, tuple[tuple[int, int], int, Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows, start=1):
+        parsed.n_rows += 1
+        try:
+            name = _text(row, "filename", source, number)
+            parts = split_filename(name)
+        except ArchiveRowError as error:
+            parsed.errors.append(error)
+            continue
+        except InputError as error:
+            parsed.errors.append(ArchiveRowError(source, number, "filename", str(error)))
+            continue
+        dataset = parts["dataset"].lower()
+        if parts["detector"].upper() not in DETECTORS or parts["suffix"].lower() not in SUFFIX_RANK:
+            continue  # another instrument's detector or a guide-star product: no NIRCam image
+        file_id = 0 if is_null(row.get("ArchiveFileID")) else int(float(row["ArchiveFileID"]))
+        order = (-SUFFIX_RANK[parts["suffix"].lower()], file_id)
+        if dataset not in best or order > best[dataset][0]:
+            best[dataset] = (order, number, row)
+    for dataset, (_, number, row) in sorted(best.items()):
+        try:
+            parsed.exposures[dataset] = _exposure(row, source, number, rules)
+        except ArchiveRowError as error:
+            fault = row.get("_fault")
+            parsed.unplaced[dataset] = str(error) if is_null(fault) else str(fault)
+            if is_null(fault):
+                parsed.errors.append(error)
+    return parsed
+
+
+def _exposure(row: Mapping[str, Any], source: str, number: int, rules: ExposureRules) -> Exposure:
+    parts = split_filename(str(row["filename"]))
+    detector = parts["detector"].upper()
+    filter_name, pupil = _optical_element(row, source, number)
+    footprint = _text(row, "s_region", source, number)
+    try:
+        vertices = parse_s_region(footprint)
+    except InputError as error:
+        raise ArchiveRowError(source, number, "s_region", str(error)) from error
+    ra, dec = mean_position(vertices)
+    t_min = _number(row, ("expstart", "date_obs_mjd", "t_min"), source, number)
+    t_max = _number(row, ("expend", "date_end_mjd", "t_max"), source, number, default=t_min)
+    warnings = []
+    if str(row.get("engqlptg", "")).upper().startswith("PLANNED"):
+        warnings.append("pointing is planned, not measured (engqlptg = PLANNED)")
+    return Exposure(
+        dataset=parts["dataset"].lower(),
+        filename=str(row["filename"]).strip().lower(),
+        program=int(parts["program"]),
+        observation=int(parts["observation"]),
+        visit=int(parts["visit"]),
+        activity=parts["activity"].lower(),
+        exposure=int(parts["exposure"]),
+        detector=detector,
+        filter=filter_name,
+        pupil=pupil,
+        module="A" if detector.startswith("NRCA") else "B",
+        exptime=_number(row, ("effexptm", "exptime", "duration"), source, number, default=0.0),
+        t_min=t_min,
+        t_max=t_max,
+        footprint=footprint.strip(),
+        ra=ra,
+        dec=dec,
+        release=_number(row, ("publicReleaseDate_mjd", "t_obs_release"), source, number, default=0.0),
+        file_id=int(_number(row, ("ArchiveFileID",), source, number, default=0.0)),
+        checksum="" if is_null(row.get("checksum")) else str(row["checksum"]).strip().lower(),
+        size=int(_number(row, ("fileSize",), source, number, default=0.0)),
+        cal_ver="" if is_null(row.get("cal_ver")) else str(row["cal_ver"]),
+        crds_ctx="" if is_null(row.get("crds_ctx")) else str(row["crds_ctx"]),
+        expcount=int(_number(row, ("expcount",), source, number, default=0.0)),
+        refused=_refusal(row, parts["dataset"].lower(), filter_name, pupil, rules),
+        fault="" if is_null(row.get("_fault")) else str(row["_fault"]),
+        warnings=tuple(warnings),
+    )
+
+
+def _refusal(row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str, rules: ExposureRules) -> str:
+    """The first rule of the survey that leaves the exposure out, or an empty text."""
+    exp_type, subarray = str(row.get("exp_type", "")).upper(), str(row.get("subarray", "")).upper()
+    if not is_null(exp_type) and exp_type not in rules.exp_types:
+        return f"exposure type {exp_type} is not one of {', '.join(rules.exp_types)}"
+    if not is_null(subarray) and subarray not in rules.subarrays:
+        return f"subarray {subarray} is not one of {', '.join(rules.subarrays)}"
+    if pupil in rules.refuse_pupils:
+        return f"pupil {pupil} is refused by the survey"
+    if filter_name in rules.refuse_filters:
+        return f"filter {filter_name} is refused by the survey"
+    if dataset in rules.refuse_datasets:
+        return "named in refuse_datasets of the survey file"
+    return ""
+
+
+def _optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[str, str]:
+    """Filter and pupil; the archive's combined form ``NC.F150W2.F162M`` is split."""
+    combined = _text(row, "filter", source, number).upper().split(".")
+    elements = combined[1:] if combined[0] == "NC" else combined
+    filter_name = elements[0]
+    if not is_null(row.get("orig-filter")):
+        filter_name = str(row["orig-filter"]).strip().upper()
+    if not is_null(row.get("pupil")):
+        pupil = str(row["pupil"]).strip().upper()
+    elif len(elements) > 1:
+        pupil = elements[1]
+    else:
+        raise ArchiveRowError(source, number, "pupil", "is empty: the passband is not known; fill it in or leave the row out")
+    return filter_name, pupil
+
+
+def _text(row: Mapping[str, Any], column: str, source: str, number: int) -> str:
+    if is_null(row.get(column)):
+        raise ArchiveRowError(source, number, column, "is empty: fill it in or leave the row out")
+    return str(row[column]).strip()
+
+
+def _number(
+    row: Mapping[str, Any], columns: tuple[str, ...], source: str, number: int, default: float | None = None
+) -> float:
+    for column in columns:
+        value = row.get(column)
+        if is_null(value):
+            continue
+        try:
+            return float(str(value))
+        except ValueError as error:
+            raise ArchiveRowError(source, number, column, f"{value!r} is no number") from error
+    if default is None:
+        raise ArchiveRowError(source, number, columns[0], "is empty: fill it in or leave the row out")
+    return default
+
+
+def is_revision(old: Exposure, new: Exposure) -> bool:
+    """Whether ``new`` is another version of the data than ``old`` (design: section 5).
+
+    Rows of the same suffix differ in ArchiveFileID, checksum, cal_ver or crds_ctx; when another suffix takes over,
+    only cal_ver and crds_ctx count, because each suffix has a checksum of its own.
+    """
+    if (old.cal_ver, old.crds_ctx) != (new.cal_ver, new.crds_ctx):
+        return True
+    return old.suffix == new.suffix and (old.file_id, old.checksum) != (new.file_id, new.checksum)

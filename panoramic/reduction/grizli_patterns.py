@@ -1,0 +1,161 @@
+"""What grizli prints when something was missing and it went on, as data.
+
+Put here one `Pattern` per message, with the words a user reads. Keep out code: `grizli_logs.py` applies them.
+Written from the source of grizli 1.14.3; the file that prints each message is named.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Pattern(NamedTuple):
+    """One message of the log.
+
+    ``what`` is the degradation's stable name, which is also what a survey file lists in ``services_off``. A named group
+    ``file`` in ``regex`` gives the exposure; without it the degradation is the association's. ``per_exposure`` marks
+    messages that don't name their exposure but come once for each: they are counted as all exposures'.
+    """
+
+    what: str
+    regex: str
+    meaning: str
+    per_exposure: bool = False
+
+
+FILE = r"(?P<file>[\w./-]+?)_rate\.fits"
+
+DEGRADATIONS: tuple[Pattern, ...] = (
+    # prep.apply_region_mask_from_db
+    Pattern(
+        "region_mask",
+        r"apply_region_mask_from_db: (?:query failed|switched off)",
+        "hand-drawn masks (satellites, claws, ghosts) of grizli's database were not applied",
+        per_exposure=True,
+    ),
+    # utils.drizzle_from_visit swallows it; the child process prints it
+    Pattern(
+        "persistence_history",
+        rf"query_persistence: (?:failed|switched off) for {FILE}",
+        "pixels saturated in earlier exposures of other programs were not looked up",
+    ),
+    # jwst_utils.img_with_wcs swallows it; the child process prints it
+    Pattern(
+        "pure_parallel_pointing",
+        rf"update_pure_parallel_wcs: (?:failed|switched off) for {FILE}",
+        "the pointing of a pure-parallel exposure calibrated before jwst 1.16 was not mended from the guide star log",
+    ),
+    # jwst_utils.update_pure_parallel_wcs
+    Pattern(
+        "pure_parallel_pointing",
+        rf"update_pure_parallel_wcs: (?:par_file=')?{FILE}'? couldn't find corresponding exposure",
+        "the guide star log has no entry for a pure-parallel exposure",
+    ),
+    # utils.get_photom_scale
+    Pattern(
+        "photometric_correction",
+        r"get_photom_scale .*photom_correction.yml: [\w-]+ not found",
+        "grizli has no correction of the flux scale for this detector and filter; CRDS's own scale stands",
+    ),
+    # prep.nircam_wisp_correction; only detectors and filters that have wisps reach it
+    Pattern(
+        "wisp_template",
+        rf"nircam_wisp_correction - {FILE}: \S+ not found",
+        "scattered light (wisps) was not subtracted: there is no template for this detector and filter",
+    ),
+    Pattern("wisp_template", r"NRC\w+ key not found in \S*nircam_wisp.yml", "grizli has no wisp region for this detector"),
+    # jwst_utils.get_jwst_skyflat
+    Pattern(
+        "sky_flat",
+        r"get_jwst_skyflat: (?:\S+ not found|flat_corr failed)",
+        "grizli's sky flat was not applied; the pipeline's flat stands",
+        per_exposure=True,
+    ),
+    # auto_script.check_mast_pointing_header
+    Pattern(
+        "measured_pointing",
+        rf"check_mast_pointing_header: {FILE} SKIPPED",
+        "the exposure has its planned pointing only (ENGQLPTG = PLANNED)",
+    ),
+    # jwst_utils.initialize_jwst_image
+    Pattern(
+        "one_over_f",
+        rf"exposure_oneoverf_correction: (?:axis=-1 )?failed for {FILE}",
+        "1/f stripes were not removed",
+    ),
+    # prep.mask_snowballs, utils.jwst_snowblind_mask
+    Pattern(
+        "snowballs",
+        rf"(?:Snowball mask|jwst_snowblind_mask): {FILE} problem",
+        "the snowball mask covered too much of the detector and was dropped",
+    ),
+    Pattern("snowballs", r"ImportError: snowblind > 0.1.2 required", "the snowball finder is not installed"),
+    # utils.drizzle_from_visit
+    Pattern(
+        "hot_pixels",
+        r"flag_nircam_hot_pixels: \d+ out of range",
+        "the hot pixel finder flagged nothing or far too much and was ignored",
+        per_exposure=True,
+    ),
+    # jwst's own steps
+    Pattern("flat_field", r"Flat-?field(?:ing)? (?:step )?(?:will be|was) skipped", "the flat field was not applied"),
+    Pattern("flat_field", r"flat_field step.* skipped|Step skipped.*flat", "the flat field was not applied"),
+    Pattern("photometric_calibration", r"Photom step will be skipped", "counts were not converted to MJy/sr"),
+    Pattern(
+        "photometric_calibration", r"No match to reference file|Step photom skipped", "counts were not converted to MJy/sr"
+    ),
+    Pattern("pixel_area", r"Pixel area (?:reference file|map) .*(?:not found|missing)", "no pixel area was attached"),
+    # prep.tweak_align and auto_script.preprocess
+    Pattern(
+        "relative_alignment",
+        r"# !! First `prep` run failed with `run_tweak_align`",
+        "alignment between exposures failed, and grizli ran again without it",
+    ),
+    Pattern("relative_alignment", r"# !! `tweak_flt` tristars failed", "pattern matching between exposures failed"),
+    Pattern("relative_alignment", rf"^# tw {FILE}\S* ! no match", "no source of the exposure was matched"),
+    # prep.align_drizzled_image, process_direct_grism_visit
+    Pattern("absolute_alignment", r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
+    Pattern("absolute_alignment", r"^# ! tristars failed", "pattern matching to the reference failed once"),
+    Pattern("outliers", r"JWST Outlier Detection Failed", "jwst's outlier step failed; AstroDrizzle's was used"),
+    # utils.drizzle_from_visit
+    Pattern("exposure", r"^open\((?P<file>[\w./-]+?)_rate\.fits\) failed", "the exposure could not be opened for drizzling"),
+    Pattern("exposure", rf"Failed to initialize WCS on {FILE}", "the exposure has no usable WCS for drizzling"),
+    # utils.calc_header_zeropoint
+    Pattern("zeropoint", r"use ZP=25\b", "the catalogue's magnitudes have no zeropoint"),
+)
+
+# Messages that look bad and are not, each with the reason.
+HARMLESS: tuple[tuple[str, str], ...] = (
+    (r"gaia_catalog_for_assoc", "the driver gives the reference; grizli's own Gaia query is not asked"),
+    (r"get_photom_scale .*: jwst_\d+\.pmap > ", "corrections are for contexts up to jwst_0988 only"),
+    (r"VISITYPE \(\w*\) != PARALLEL_PURE", "nothing to mend"),
+    (r"VISITYPE not found in header", "nothing to mend"),
+    (r"Only one direct image found, can't compute shifts", "a single exposure"),
+    (r"NIRCam (?:filter|detector) \w+ not supported", "no wisps in this detector or filter"),
+    (r"skip(?:ped)?_|_skip|skip_", "a parameter's name"),
+    (r"RuntimeWarning|DeprecationWarning|UserWarning|FutureWarning|VerifyWarning|AstropyWarning", "Python's own warnings"),
+    (r"reference_catalogs|run_tweak_align|failed_", "a parameter's name"),
+    (r"general_fetch_file: .* switched off", "templates come from the given folder only; what is missing is named apart"),
+    (r"photom_correction\.yml: Scale", "a correction was found and applied"),
+)
+
+# A line that matches none of the above and one of these is reported as it stands, so that a new message is not lost.
+SUSPICIOUS: tuple[str, ...] = (
+    r"\bfailed\b",
+    r"\bnot found\b",
+    r"^#? ?! ?Exception",
+    r"^# !!",
+    r"\bcouldn't\b",
+    r"\bCouldn't\b",
+    r"query failed",
+    r"turning off",
+)
+
+# Lines that say that alignment, not the engine, gave up. Group 0 is shown to the user.
+ALIGNMENT_FAILURES: tuple[tuple[str, str], ...] = (
+    (r"no reference objects found in the DRZ footprint", "no source of the reference lies in the image"),
+    (r"no objects found in magnitude range \[.*?\].*", "no source of the image is in the magnitude range for alignment"),
+    (r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
+    (r"# !! `tweak_flt` tristars failed", "pattern matching between the exposures failed"),
+    (r"No triangles|Need at least 3 points|QhullError|not enough points", "too few sources to match"),
+)

@@ -1,0 +1,316 @@
+"""The survey file: everything that differs between surveys, as one validated model.
+
+Put here what an astronomer may want to set. Keep out secrets and places of servers: those are resources.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from panoramic.errors import SurveyFileError
+from panoramic.simulate.program import Simulation
+
+SHORT_WAVE_DETECTORS = tuple(f"NRC{module}{k}" for module in "AB" for k in (1, 2, 3, 4))
+LONG_WAVE_DETECTORS = ("NRCALONG", "NRCBLONG")
+DETECTORS = SHORT_WAVE_DETECTORS + LONG_WAVE_DETECTORS
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A section of the survey file; a key that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FolderArchive(Section):
+    """Exposures in a folder (docs/data_products.md names its parts). A relative path starts at the survey file."""
+
+    kind: Literal["folder"]
+    path: Path
+
+
+class SimulatedArchive(Section):
+    """The embedded archive, written under PANORAMIC_HOME at the first run."""
+
+    kind: Literal["simulated"]
+    simulation: Simulation
+
+
+class MastArchive(Section):
+    """The Mikulski Archive for Space Telescopes."""
+
+    kind: Literal["mast"]
+    url: str = "https://mast.stsci.edu"
+    parallel_downloads: int = Field(default=4, ge=1, le=16)
+    timeout_s: Positive = 60.0
+
+
+class ExposureRules(Section):
+    """Which archive rows are exposures of this survey; the others are kept with the reason of their refusal."""
+
+    exp_types: tuple[str, ...] = ("NRC_IMAGE",)
+    subarrays: tuple[str, ...] = ("FULL",)
+    refuse_filters: tuple[str, ...] = ()
+    refuse_pupils: tuple[str, ...] = ("GRISMR", "GRISMC", "WLP8", "WLM8", "GDHS0", "GDHS60", "PINHOLES", "MASKIPR")
+    refuse_datasets: tuple[str, ...] = ()
+
+
+class Expected(Section):
+    """What each visit and activity must hold; where it is absent, the exposures' own module and expcount say."""
+
+    detectors: tuple[str, ...] | None = None
+    exposures: int | None = Field(default=None, ge=1)
+    filters: tuple[str, ...] | None = None
+
+    @field_validator("detectors")
+    @classmethod
+    def _known_detectors(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        unknown = [d for d in value if d.upper() not in DETECTORS]
+        if unknown:
+            raise ValueError(f"unknown detectors {unknown}; NIRCam has {', '.join(DETECTORS)}")
+        return tuple(d.upper() for d in value)
+
+
+class FieldRules(Section):
+    """How exposures become fields. Merges and splits are by name, and the only way to change a field."""
+
+    buffer_arcmin: Positive = 25.0
+    merges: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _consistent_merges(self) -> FieldRules:
+        seen: dict[str, str] = {}
+        for kept, gone in self.merges.items():
+            for name in gone:
+                if name in seen and seen[name] != kept:
+                    raise ValueError(f"field {name} is merged into both {seen[name]} and {kept}")
+                if name in self.merges:
+                    raise ValueError(f"field {name} is merged into {kept} and is itself a target of merges")
+                seen[name] = kept
+        return self
+
+
+class AssociationRules(Section):
+    """Exposures of one group further apart than this become separate associations."""
+
+    maximum_separation_arcmin: Positive = 0.9
+    maximum_gap_days: Positive = 2.0
+
+
+class SourceSelection(Section):
+    """Which of our own sources become astrometric reference (design: section 7)."""
+
+    brightest: int = Field(default=1000, ge=1)
+    brighter_limit_mag: float = 17.0
+    flux_radius_min_px: Positive = 1.0
+    flux_radius_max_px: Positive = 10.0
+    minimum_snr: Positive = 20.0
+
+    @model_validator(mode="after")
+    def _radius_range(self) -> SourceSelection:
+        if self.flux_radius_min_px >= self.flux_radius_max_px:
+            raise ValueError("flux_radius_min_px must be below flux_radius_max_px")
+        return self
+
+
+class ReferenceRules(Section):
+    """The astrometric reference: filters in order of preference, external catalogues in order."""
+
+    filters: tuple[str, ...] = (
+        "F444W", "F356W", "F277W", "F410M", "F480M", "F460M", "F430M", "F360M", "F335M", "F300M", "F250M", "F322W2",
+        "F470N", "F466N", "F405N", "F323N",
+        "F200W", "F150W", "F115W", "F090W", "F070W", "F210M", "F182M", "F140M", "F162M", "F150W2",
+        "F212N", "F187N", "F164N",
+    )  # fmt: skip
+    catalogs: tuple[str, ...] = ("LS_DR9", "PS1", "DES", "NSC", "GAIA")
+    search_radius_arcsec: Positive = 3.0
+    absolute_alignment: Literal["required", "if_available"] = "required"
+    minimum_cover: Fraction = 0.6
+    selection: SourceSelection = SourceSelection()
+
+
+class ReductionOverride(Section):
+    """Parameters that replace the survey's own for a field, a filter or an association name pattern."""
+
+    match: str
+    engine: Literal["grizli"] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class ReductionRules(Section):
+    """The reduction engine and what it is told."""
+
+    engine: Literal["grizli"] = "grizli"
+    parameters: dict[str, Any] = {}
+    overrides: tuple[ReductionOverride, ...] = ()
+    timeout_s: Positive = 7200.0
+
+    def settings_for(self, association: str, field: str, filter_name: str) -> tuple[str, dict[str, Any]]:
+        """Engine and parameters of one association; later overrides win.
+
+        An override's ``match`` is held against the association's name, its field and its filter, as a shell pattern.
+        """
+        engine, parameters = self.engine, dict(self.parameters)
+        for override in self.overrides:
+            names = (association, field, filter_name.lower(), filter_name.upper())
+            if any(fnmatch.fnmatchcase(name, override.match) for name in names):
+                engine = override.engine or engine
+                parameters.update(override.parameters)
+        return engine, parameters
+
+
+class MosaicRules(Section):
+    """Grids and drizzling. A short-wave pixel is a whole fraction of a long-wave one, so that the grids nest."""
+
+    version: str = Field(default="v1.0", pattern=r"^[a-z0-9.]+$")
+    long_wave_scale_mas: Positive = 40.0
+    short_wave_scale_mas: Positive = 20.0
+    tile_px: int = Field(default=2048, ge=64)
+    pixfrac: float = Field(default=0.75, gt=0, le=1)
+    kernel: Literal["square", "turbo", "point"] = "square"
+    minimum_accepted: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _nested(self) -> MosaicRules:
+        ratio = self.long_wave_scale_mas / self.short_wave_scale_mas
+        if abs(ratio - round(ratio)) > 1e-9 or ratio < 1:
+            raise ValueError("long_wave_scale_mas must be a whole multiple of short_wave_scale_mas")
+        return self
+
+
+class Limits(Section):
+    """The gates: every number is a limit of a check; the ones called ``near`` only draw attention."""
+
+    relative_rms_px: Positive = 0.1
+    relative_rms_near_px: Positive = 0.03
+    relative_n_long: Count = 24
+    relative_n_short: Count = 8
+    absolute_error_external_mas: Positive = 20.0
+    absolute_error_near_mas: Positive = 10.0
+    absolute_error_own_mas: Positive = 5.0
+    absolute_scatter_external_mas: Positive = 80.0
+    absolute_scatter_own_mas: Positive = 20.0
+    absolute_n: Count = 12
+    reference_sources: Count = 50
+    reference_sources_short: Count = 12
+    reference_sources_near: Count = 200
+    mosaic_external_mas: Positive = 20.0
+    mosaic_external_n: Count = 20
+    mosaic_association_mas: Positive = 30.0
+    mosaic_association_n: Count = 12
+    mosaic_own_mas: Positive = 10.0
+    mosaic_own_near_mas: Positive = 5.0
+    mosaic_own_n: Count = 15
+
+    @model_validator(mode="after")
+    def _near_is_inside(self) -> Limits:
+        pairs = [
+            ("relative_rms_near_px", "relative_rms_px"),
+            ("absolute_error_near_mas", "absolute_error_external_mas"),
+            ("mosaic_own_near_mas", "mosaic_own_mas"),
+        ]
+        for near, limit in pairs:
+            if getattr(self, near) > getattr(self, limit):
+                raise ValueError(f"{near} must not exceed {limit}: nothing could ever be near the limit")
+        if self.reference_sources_near < self.reference_sources:
+            raise ValueError("reference_sources_near must not be below reference_sources")
+        return self
+
+
+class Survey(Section):
+    """A survey, from its YAML file.
+
+    Raises
+    ------
+    SurveyFileError
+        From `load`: the file, the line and the reason.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")
+    programs: tuple[int, ...] = ()
+    archive: Annotated[FolderArchive | SimulatedArchive | MastArchive, Field(discriminator="kind")]
+    instrument: Literal["NIRCAM"] = "NIRCAM"
+    exposures: ExposureRules = ExposureRules()
+    expected: Expected | Literal["present"] | None = None
+    recorded_detectors: tuple[str, ...] | None = None
+    patience_days: float = Field(default=3.0, ge=0)
+    fields: FieldRules = FieldRules()
+    associations: AssociationRules = AssociationRules()
+    reference: ReferenceRules = ReferenceRules()
+    reduction: ReductionRules = ReductionRules()
+    mosaics: MosaicRules = MosaicRules()
+    limits: Limits = Limits()
+    services_off: tuple[str, ...] = ()
+    crds_context: str | None = Field(default=None, pattern=r"^jwst_.*\.pmap$")
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of all settings, as provenance keeps it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Survey:
+        """Read and validate a survey file; a relative archive folder is taken from the file's own folder."""
+        path = Path(path)
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise SurveyFileError(path, f"can't be read: {error.strerror}") from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> Survey:
+        """Validate the text of a survey file that lies (or will lie) at ``path``."""
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            raise SurveyFileError(path, f"is not YAML: {getattr(error, 'problem', error)}", mark and mark.line + 1) from error
+        if not isinstance(raw, dict):
+            raise SurveyFileError(path, "is empty or no mapping; see surveys/simulated.yaml for an example", 1)
+        try:
+            survey = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            line, dotted = _line_of(node, first["loc"])
+            reason = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                reason = "unknown key; docs/survey_file.md lists the known ones"
+            raise SurveyFileError(path, f"{dotted}: {reason}", line) from error
+        if isinstance(survey.archive, FolderArchive) and not survey.archive.path.is_absolute():
+            archive = FolderArchive(kind="folder", path=(path.resolve().parent / survey.archive.path))
+            survey = survey.model_copy(update={"archive": archive})
+        return survey
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> tuple[int | None, str]:
+    """Line (1-based) and dotted name of a validation error's location in the YAML tree."""
+    line = node.start_mark.line + 1 if node is not None else None
+    dotted: list[str] = []
+    for part in location:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    child, line = value, key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            child = node.value[part]
+            line = child.start_mark.line + 1
+        if child is None and node is not None and dotted and part in ("folder", "simulated", "mast", "Expected"):
+            continue  # pydantic names the union's branch here, the file does not
+        dotted.append(str(part))
+        if child is not None:
+            node = child
+    return line, ".".join(dotted)

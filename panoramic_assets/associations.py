@@ -1,0 +1,104 @@
+"""`associations`: the field's exposures grouped for reduction, with names that never change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import dagster as dg
+
+from panoramic.associations import associate
+from panoramic.provenance import digest_of
+from panoramic_assets.common import answer, as_table, field_of
+from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, completeness_of, is_public, observations
+from panoramic_assets.partitions import fields_partitions
+from resources.database import DEFINED
+from resources.home import HomeResource
+
+
+@dg.asset(
+    deps=[observations],
+    partitions_def=fields_partitions,
+    group_name="archive",
+    automation_condition=WHEN_UPSTREAM_PASSED,
+    kinds={"python"},
+)
+def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult[Any]:
+    """The field's associations and the exposures in them, held-back ones included."""
+    house, field = home.open(), context.partition_key
+    verdicts = completeness_of(house, field)
+    usable = [e for e in house.database.exposures(field) if not e.refused and is_public(e)]
+    held = {
+        e.dataset: "its group lacks " + "; ".join(f"{d} ({why})" for d, why in verdicts.groups[e.group].missing.items())
+        for e in usable
+        if not verdicts.groups[e.group].ready or e.dataset in verdicts.groups[e.group].missing
+    }
+    with house.database.write() as connection:
+        known = house.database.known_associations(connection, field)
+        grouped = associate(field, usable, known, house.survey.associations)
+        house.database.put_associations(connection, grouped, held)
+    rows = house.database.association_rows(field)
+    version = digest_of([(a.name, e.dataset, e.file_id, e.checksum) for a in grouped for e in a.exposures if e.dataset not in held])
+    return dg.MaterializeResult(
+        metadata={
+            "associations": len(rows),
+            "held back": sum(r["status"] == DEFINED for r in rows),
+            "table": as_table(
+                [
+                    {
+                        "association": r["assoc_name"],
+                        "filter": r["filter"],
+                        "detector": r["detector"],
+                        "exposures": r["dataURL"].count(",") + 1,
+                        "seconds": r["exptime"],
+                        "status": r["status"],
+                        "cause": r["cause"],
+                    }
+                    for r in rows
+                ]
+            ),
+        },
+        data_version=dg.DataVersion(version[:16]),
+    )
+
+
+@dg.asset_check(asset=associations, partitions_def=fields_partitions, blocking=True)
+def associations_unique(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """Each usable exposure is in exactly one association; no refused one is in any."""
+    house, field = home.open(), field_of(context)
+    expected = {e.dataset for e in house.database.exposures(field) if not e.refused and is_public(e)}
+    counts = Counter(r["dataset"] for r in house.database.exposure_rows(field))
+    listed = Counter(
+        url.removeprefix("mast:JWST/product/").removesuffix("_rate.fits")
+        for r in house.database.association_rows(field)
+        for url in r["dataURL"].split(",")
+    )
+    wrong = {d: f"in {listed[d]} associations" for d in expected | set(listed) if listed[d] != 1 or d not in expected}
+    wrong |= {d: "in exposure_files but not in assoc_table" for d in set(counts) - set(listed)}
+    return answer(
+        not wrong,
+        f"{len(wrong)} exposures are in no or in several associations" if wrong else f"{len(expected)} exposures, each in one association",
+        {"exposures": len(expected), "wrong": len(wrong), "limit": 0},
+        what_to_do="this is a bug or a table changed by hand: compare assoc_table and observations",
+        table=[{"exposure": d, "found": why} for d, why in sorted(wrong.items())],
+    )
+
+
+@dg.asset_check(asset=associations, partitions_def=fields_partitions, name="nothing_held_back")
+def associations_nothing_held_back(
+    context: dg.AssetCheckExecutionContext, home: HomeResource
+) -> dg.AssetCheckResult:
+    """Every association may be reduced."""
+    rows = home.open().database.exposure_rows(field_of(context))
+    held = [r for r in rows if not r["ready"]]
+    return answer(
+        not held,
+        f"{len(held)} exposures wait" if held else "nothing is held back",
+        {"held back": len(held), "limit": 0},
+        what_to_do="each is taken up by itself when its group is complete",
+        warn_only=True,
+        table=[{"association": r["assoc"], "exposure": r["dataset"], "cause": r["held_back_because"]} for r in held],
+    )
+
+
+checks = [associations_unique, associations_nothing_held_back]

@@ -1,0 +1,332 @@
+"""`astrometric_reference`: one filter of a field reduced, judged and published as the reference of all others.
+
+Two waves: associations that don't overlap stand on the external catalogue, those that overlap an accepted one are
+aligned to it. Then the accepted ones are published, and the checks read what was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import numpy as np
+from astropy.table import Table
+
+from panoramic.associations import Association
+from panoramic.footprints import covered_fraction, inside, parse_s_region, union_area_arcmin2
+from panoramic.observations import is_long_wave, passband
+from panoramic.reference import merge_own, select_own
+from panoramic.survey import ReferenceRules
+from panoramic_assets.common import (
+    MAX_RETRIES,
+    RETRY,
+    answer,
+    as_table,
+    criteria_rows,
+    field_of,
+    picture,
+    verdicts_of,
+)
+from panoramic_assets.associations import associations
+from panoramic_assets.observations import WHEN_UPSTREAM_PASSED
+from panoramic_assets.partitions import fields_partitions
+from panoramic_assets.reducing import Outcome, OwnReference, association_key, is_final, reduce_association, without_data
+from resources.home import Home, HomeResource
+
+# area of one detector on the sky, arcmin2 (NIRCam: 129 and 63 arcsec a side; jwst-docs "NIRCam Detectors")
+LONG_WAVE_AREA, SHORT_WAVE_AREA = 129.0**2 / 3600, 63.0**2 / 3600
+
+
+def reference_associations(ready: Sequence[Association], rules: ReferenceRules) -> list[Association]:
+    """The associations that carry a field's reference: all in the first preferred filter that the field has.
+
+    The choice per patch of sky will be made here.
+    """
+    by_filter: dict[str, list[Association]] = {}
+    for association in ready:
+        by_filter.setdefault(association.first.element.upper(), []).append(association)
+    for name in rules.filters:
+        if name.upper() in by_filter:
+            return by_filter[name.upper()]
+    return by_filter[min(by_filter)] if by_filter else []
+
+
+def first_wave(members: Sequence[Association]) -> list[Association]:
+    """Associations of which no two overlap, deepest first; every other one overlaps at least one of them."""
+    chosen: list[Association] = []
+    for association in sorted(members, key=lambda a: (-sum(e.exptime for e in a.exposures), a.name)):
+        if all(covered_fraction(association.footprint, [other.footprint]) == 0 for other in chosen):
+            chosen.append(association)
+    return chosen
+
+
+def members_of(home: Home, field: str) -> list[Association]:
+    """The field's reference associations that may be reduced."""
+    return reference_associations(home.database.associations(field), home.survey.reference)
+
+
+def own_sources(home: Home, members: Sequence[Association]) -> dict[str, Table]:
+    """Selected sources of the accepted ones among some associations, by association, one row per object."""
+    tables = {}
+    for association in members:
+        stored = home.database.reduction(association.name)
+        if stored is None or not stored[2].accepted or stored[1].catalog is None:
+            continue
+        catalog = Table.read(home.storage.path(f"{association_key(association)}/{stored[1].catalog}"))
+        tables[association.name] = select_own(catalog, home.survey.reference.selection)
+    return merge_own(tables)
+
+
+def as_reference(home: Home, tables: dict[str, Table], members: Sequence[Association]) -> OwnReference:
+    """Own sources in the form that a reduction takes."""
+    if not tables:
+        return OwnReference.empty()
+    outlines = tuple(a.footprint for a in members if a.name in tables)
+    columns = {c: np.concatenate([np.asarray(table[c], float) for table in tables.values()]) for c in ("ra", "dec", "mag")}
+    unknown = np.full(len(columns["ra"]), np.nan)
+    return OwnReference(columns["ra"], columns["dec"], columns["mag"], unknown, outlines)
+
+
+def published_reference(home: Home, field: str) -> OwnReference:
+    """The field's reference as it stands in the database."""
+    rows = home.database.reference(field)
+    if not rows:
+        return OwnReference.empty()
+    sources = {r["src"] for r in rows}
+    outlines = [parse_s_region(r["footprint"]) for r in home.database.association_rows(field) if r["assoc_name"] in sources]
+    column = {c: np.array([np.nan if r[c] is None else r[c] for r in rows], float) for c in ("ra", "dec", "mag", "error_mas")}
+    return OwnReference(column["ra"], column["dec"], column["mag"], column["error_mas"], tuple(outlines))
+
+
+def reduce_step(
+    context: dg.OpExecutionContext, home: Home, name: str, own: OwnReference, minimum_cover: float
+) -> Outcome:
+    """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
+    from panoramic.errors import ExposureFileError, ReductionError, ServiceError
+
+    association = home.database.association(name)
+    try:
+        return reduce_association(home, association, own, minimum_cover, context.log.info)
+    except (ReductionError, ServiceError, ExposureFileError) as error:
+        if context.retry_number < MAX_RETRIES and not is_final(error):
+            raise
+        context.log.error(f"{name} is held back: {error}")
+        return without_data(home, association, error)
+
+
+@dg.op(ins={"associations": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
+def plan_reference(context: dg.OpExecutionContext, home: HomeResource) -> Any:
+    """The reference associations that stand on the external catalogue."""
+    for association in first_wave(members_of(home.open(), field_of(context))):
+        yield dg.DynamicOutput(association.name, mapping_key=association.name)
+
+
+@dg.op(retry_policy=RETRY)
+def reduce_reference(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
+    """Reduce one association against the external catalogues."""
+    return reduce_step(context, home.open(), association, OwnReference.empty(), 1.0)
+
+
+@dg.op(out=dg.DynamicOut(str))
+def plan_overlapping(context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome]) -> Any:
+    """The reference associations that overlap those of the first wave."""
+    done = {outcome.association for outcome in first}
+    for association in members_of(home.open(), field_of(context)):
+        if association.name not in done:
+            yield dg.DynamicOutput(association.name, mapping_key=association.name)
+
+
+@dg.op(retry_policy=RETRY)
+def reduce_overlapping(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
+    """Reduce one association against the accepted ones that it overlaps, else against the external catalogues."""
+    house = home.open()
+    seeds = first_wave(members_of(house, field_of(context)))
+    own = as_reference(house, own_sources(house, seeds), seeds)
+    # any overlap with enough sources ties better than the external catalogue's scatter does
+    return reduce_step(context, house, association, own, 0.0)
+
+
+@dg.op
+def publish_reference(
+    context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome], second: list[Outcome]
+) -> dg.Output[str]:
+    """Publish the accepted associations' sources, in one transaction that replaces the field's earlier ones."""
+    house, field = home.open(), field_of(context)
+    members = members_of(house, field)
+    tables = own_sources(house, members)
+    house.database.publish_reference(
+        field,
+        {name: [{"ra": float(r["ra"]), "dec": float(r["dec"]), "mag": float(r["mag"])} for r in table] for name, table in tables.items()},
+    )
+    outcomes = [*first, *second]
+    metadata = outcome_metadata(house, field, outcomes)
+    metadata["published sources"] = sum(len(table) for table in tables.values())
+    version = house.survey.digest if not tables else ""
+    for table in tables.values():
+        version += "".join(f"{r:.8f}" for r in table["ra"])
+    from panoramic.provenance import digest_of
+
+    return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of(version)[:16]))
+
+
+def outcome_metadata(home: Home, field: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What a person wants to see of a field's reductions: numbers that the UI plots over time, table, pictures."""
+    metadata: dict[str, Any] = {
+        "associations": len(outcomes),
+        "accepted": sum(o.status == "accepted" for o in outcomes),
+        "held back": sum(o.status != "accepted" for o in outcomes),
+        "reused": sum(o.reused for o in outcomes),
+        "sources": sum(o.n_sources for o in outcomes),
+        "CPU seconds": round(sum(o.cpu_seconds for o in outcomes), 1),
+        "peak memory [MiB]": round(max((o.peak_mib for o in outcomes), default=0.0), 1),
+    }
+    rms = [o.worst_rms_px for o in outcomes if o.worst_rms_px is not None]
+    if rms:
+        metadata["worst relative RMS [px]"] = max(rms)
+    errors = [o.absolute_error_mas for o in outcomes if o.absolute_error_mas is not None]
+    if errors:
+        metadata["worst absolute error [mas]"] = max(errors)
+        metadata["fewest absolute matches"] = min(o.absolute_n for o in outcomes if o.absolute_error_mas is not None)
+    metadata["associations table"] = as_table([vars(o) | {"near": "; ".join(o.near)} for o in outcomes])
+    for outcome in outcomes[:12]:
+        plot = home.storage.path(f"{field}/associations/{outcome.association}/{outcome.association}_alignment.png")
+        if plot.exists():
+            metadata[f"alignment {outcome.association.rsplit('_', 1)[-1]}"] = picture(plot, outcome.association)
+    return metadata
+
+
+@dg.graph_asset(
+    ins={"associations": dg.AssetIn(dagster_type=dg.Nothing)},
+    partitions_def=fields_partitions,
+    group_name="reduction",
+    automation_condition=WHEN_UPSTREAM_PASSED,
+    kinds={"python"},
+)
+def astrometric_reference(associations: Any) -> Any:
+    """The field's own reference catalogue, from its first preferred filter."""
+    first = plan_reference(associations).map(reduce_reference).collect()
+    second = plan_overlapping(first).map(reduce_overlapping).collect()
+    return publish_reference(first, second)
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_not: str) -> dg.AssetCheckResult:
+    """Answer for one gate: accepted associations must pass it on recount, and the field must be able to stand."""
+    verdicts = verdicts_of(home, names)
+    accepted = [v for v in verdicts.values() if v.accepted]
+    leaking = [v.association for v in accepted if any(c.passed is False for c in v.of(gate))]
+    failing = [v.association for v in verdicts.values() if any(c.passed is False for c in v.of(gate))]
+    values = [c.value for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.unit != "matches"]
+    limits = [c.limit for v in verdicts.values() for c in v.of(gate) if c.limit is not None and c.unit != "matches"]
+    counts = [c.value for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.unit == "matches"]
+    # the field is stopped by this gate only if this gate is what leaves nothing to stand on
+    blocked = not stands and (bool(failing) or not any(v for v in verdicts.values() if not v.accepted))
+    passed = not leaking and not blocked
+    summary = f"{len(accepted)} of {len(names)} associations accepted, {len(failing)} fail this gate"
+    if blocked:
+        summary += f": {why_not}"
+    if leaking:
+        summary += f"; accepted although they fail: {', '.join(leaking)}"
+    metadata: dict[str, Any] = {"accepted": len(accepted), "failing": len(failing)}
+    if values:
+        metadata |= {"worst value": max(values), "limit": min(limits), "fewest matches": min(counts, default=0)}
+    return answer(
+        passed,
+        summary,
+        metadata,
+        what_to_do="look at the alignment plots; `panoramic explain FIELD` names the cause of each association",
+        table=criteria_rows(verdicts.values(), gate),
+    )
+
+
+def _reference_gate(context: dg.AssetCheckExecutionContext, home: HomeResource, gate: str) -> dg.AssetCheckResult:
+    house, field = home.open(), field_of(context)
+    names = [a.name for a in members_of(house, field)]
+    stands = any(v.accepted for v in verdicts_of(house, names).values())
+    return gate_answer(house, names, gate, stands, "the field has no aligned reference")
+
+
+@dg.asset_check(asset=astrometric_reference, partitions_def=fields_partitions, blocking=True)
+def relative_alignment(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """Exposures of the reference associations agree with each other."""
+    return _reference_gate(context, home, "relative_alignment")
+
+
+@dg.asset_check(asset=astrometric_reference, partitions_def=fields_partitions, blocking=True)
+def absolute_alignment(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """The reference associations agree with the external catalogue."""
+    return _reference_gate(context, home, "absolute_alignment")
+
+
+@dg.asset_check(asset=astrometric_reference, partitions_def=fields_partitions, blocking=True)
+def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """What was published has enough sources on each detector's area."""
+    house, field = home.open(), field_of(context)
+    limits, reference = house.survey.limits, published_reference(house, field)
+    sources = {r["src"] for r in house.database.reference(field)}
+    rows = []
+    for row in house.database.association_rows(field):
+        if row["assoc_name"] not in sources:
+            continue
+        outline, long_wave = parse_s_region(row["footprint"]), is_long_wave(row["detector"])
+        detectors = max(1.0, union_area_arcmin2([outline]) / (LONG_WAVE_AREA if long_wave else SHORT_WAVE_AREA))
+        value = inside(reference.ra, reference.dec, outline).sum() / detectors
+        limit = limits.reference_sources if long_wave else limits.reference_sources_short
+        near = limits.reference_sources_near if long_wave else limits.reference_sources_near / 4
+        result = "failed" if value < limit else "near the limit" if value < near else "passed"
+        name = passband(*row["filter"].split("-", 1))
+        rows.append(
+            {"association": row["assoc_name"], "filter": name, "sources per detector": float(value), "limit": limit, "result": result}
+        )
+    worst = min((r["sources per detector"] for r in rows), default=0.0)
+    passed = bool(rows) and all(r["result"] != "failed" for r in rows)
+    return answer(
+        passed,
+        f"{len(reference.ra)} sources published, at least {worst:.0f} on a detector's area" if rows else "nothing was published",
+        {"published": len(reference.ra), "fewest on a detector": worst, "limit": limits.reference_sources},
+        what_to_do="too few sources for the other filters to align to: look at the association's image and catalogue",
+        table=rows,
+    )
+
+
+@dg.asset_check(asset=astrometric_reference, partitions_def=fields_partitions, name="nothing_held_back")
+def reference_nothing_held_back(
+    context: dg.AssetCheckExecutionContext, home: HomeResource
+) -> dg.AssetCheckResult:
+    """No reference association was held back or came near a limit."""
+    house, field = home.open(), field_of(context)
+    return held_back_answer(house, [a.name for a in members_of(house, field)])
+
+
+def held_back_answer(home: Home, names: Sequence[str]) -> dg.AssetCheckResult:
+    """Name what was held back, and what passed near a limit."""
+    verdicts = verdicts_of(home, names)
+    causes = {row["assoc_name"]: row["cause"] for row in _rows(home, names)}
+    rows = []
+    for name in names:
+        verdict = verdicts.get(name)
+        if verdict is None or not verdict.accepted:
+            cause = verdict.cause if verdict else causes.get(name) or "not reduced"
+            rows.append({"association": name, "state": "held back", "cause": cause})
+        else:
+            rows += [{"association": name, "state": "near a limit", "cause": str(c)} for c in verdict.near]
+    held = sum(r["state"] == "held back" for r in rows)
+    return answer(
+        not rows,
+        f"{held} of {len(names)} associations held back, {len(rows) - held} numbers near a limit" if rows else "nothing is held back",
+        {"held back": held, "limit": 0, "near a limit": len(rows) - held},
+        what_to_do="look at the plots of the associations named here; mosaics go without those that are held back",
+        warn_only=True,
+        table=rows,
+    )
+
+
+def _rows(home: Home, names: Sequence[str]) -> list[Any]:
+    fields = {name.split("_", 1)[0] for name in names}
+    return [row for field in fields for row in home.database.association_rows(field)]
+
+
+checks = [relative_alignment, absolute_alignment, reference_source_count, reference_nothing_held_back]

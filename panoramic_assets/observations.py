@@ -1,0 +1,154 @@
+"""`observations`: the field's exposures as the archive shows them.
+
+The rows are written by ``ingest``; this asset reads them, draws the field and lets the checks speak.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from panoramic.completeness import Completeness, assess
+from panoramic.footprints import FILTER_COLOURS, plot_footprints, write_regions
+from panoramic.observations import Exposure
+from panoramic_assets.common import answer, as_table, field_of, picture
+from panoramic_assets.ingest import mjd
+from panoramic_assets.partitions import fields_partitions
+from resources import tables as t
+from resources.home import Home, HomeResource
+
+# the archive is external: eager's own "newly updated" would fire for the same data version again
+ON_NEW_DATA = (
+    dg.AutomationCondition.eager()
+    .replace("newly_updated", dg.AutomationCondition.data_version_changed())
+    .with_label("when the archive's data of the field changed")
+)
+WHEN_UPSTREAM_PASSED = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+
+mast_archive = dg.AssetSpec(
+    "mast_archive",
+    description="The archive's exposures of a field. Nothing runs here: the sensor reports its data version.",
+    partitions_def=fields_partitions,
+    group_name="archive",
+)
+
+
+def is_public(exposure: Exposure) -> bool:
+    """Whether an exposure's release date has passed."""
+    return exposure.release <= mjd(datetime.now(UTC).replace(tzinfo=None))
+
+
+def completeness_of(home: Home, field: str) -> Completeness:
+    """What is missing from a field now."""
+    unplaced = {f["dataset"]: f["reason"] for f in home.database.faults() if f["dataset"]}
+    exposures = home.database.exposures(field)
+    known = {e.dataset for e in exposures}
+    unplaced = {d: reason for d, reason in unplaced.items() if d not in known}
+    present = datetime.now(UTC).replace(tzinfo=None)
+    return assess(exposures, home.survey, mjd(present), unplaced)
+
+
+@dg.asset(
+    deps=[mast_archive],
+    partitions_def=fields_partitions,
+    group_name="archive",
+    automation_condition=ON_NEW_DATA,
+    kinds={"python"},
+)
+def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult[Any]:
+    """The field's exposures, one for each dataset, with revisions and refusals."""
+    house, field = home.open(), context.partition_key
+    row = house.database.field(field)
+    exposures = house.database.exposures(field)
+    used = [e for e in exposures if not e.refused]
+    verdicts = completeness_of(house, field)
+    held = [not g.ready for e in used for g in [verdicts.groups[e.group]]]
+    plot = house.storage.path(f"{field}/{field}_footprints.png")
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot_footprints(plot, field, [(e.element.upper(), e.vertices, e.exptime) for e in used], held)
+    regions = house.storage.path(f"{field}/{field}_exposures.reg")
+    colour = {e.dataset: FILTER_COLOURS.get(e.element.upper(), "green") for e in used}
+    write_regions(regions, [(e.dataset, e.vertices, colour[e.dataset]) for e in used])
+    return dg.MaterializeResult(
+        metadata={
+            "exposures": len(used),
+            "refused": len(exposures) - len(used),
+            "held back": sum(held),
+            "exposure time [ks]": round(sum(e.exptime for e in used) / 1e3, 3),
+            "footprints": picture(plot, "footprints"),
+            "region file": dg.MetadataValue.path(regions),
+            "by filter and detector": as_table(_summary(used)),
+            "warnings": as_table([{"dataset": e.dataset, "warning": w} for e in used for w in e.warnings]),
+            "touching fields": row["touching"],
+        },
+        data_version=dg.DataVersion(row["data_version"]),
+    )
+
+
+def _summary(exposures: list[Any]) -> list[dict[str, Any]]:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in exposures:
+        row = rows.setdefault(
+            (e.element, e.detector), {"filter": e.element.upper(), "detector": e.detector, "exposures": 0, "seconds": 0.0}
+        )
+        row["exposures"] += 1
+        row["seconds"] += e.exptime
+    return [rows[key] for key in sorted(rows)]
+
+
+@dg.asset_check(asset=observations, partitions_def=fields_partitions)
+def exposures_complete(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """Every visit and activity has its expected exposures in every expected detector and filter."""
+    verdicts = completeness_of(home.open(), field_of(context))
+    missing = verdicts.all_missing
+    held = [g for g, v in verdicts.groups.items() if not v.ready]
+    first = "; ".join(f"{d}: {why}" for d, why in sorted(missing.items())[:3])
+    return answer(
+        not missing,
+        f"{len(missing)} missing ({first})" if missing else f"{len(verdicts.groups)} groups are complete",
+        {"missing": len(missing), "limit": 0, "groups": len(verdicts.groups), "groups held back": len(held)},
+        what_to_do="the groups wait for the exposures named below; the others go on",
+        warn_only=True,
+        table=[{"exposure": d, "cause": why} for d, why in sorted(missing.items())]
+        + [{"exposure": "note", "cause": note} for note in verdicts.notes],
+    )
+
+
+@dg.asset_check(asset=observations, partitions_def=fields_partitions)
+def archive_count(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
+    """The archive's datasets of the field at the last look equal ours."""
+    house, field = home.open(), field_of(context)
+    row = house.database.field(field)
+    with house.database.read() as connection:
+        o = t.observations
+        ours = connection.scalar(sa.select(sa.func.count(sa.distinct(o.c.dataset))).where(o.c.field == field))
+    return answer(
+        ours == row["archive_count"],
+        f"{ours} datasets here, {row['archive_count']} in the archive at the last look",
+        {"ours": ours, "limit": row["archive_count"], "looked at": str(row["looked_at"])},
+        what_to_do="exposures have left the archive, or rows could not be read: see `panoramic status`",
+        warn_only=True,
+    )
+
+
+@dg.asset_check(asset=observations, partitions_def=fields_partitions, name="nothing_held_back")
+def observations_nothing_held_back(
+    context: dg.AssetCheckExecutionContext, home: HomeResource
+) -> dg.AssetCheckResult:
+    """No group of the field waits."""
+    verdicts = completeness_of(home.open(), field_of(context))
+    held = {"_".join(g): v for g, v in verdicts.groups.items() if not v.ready}
+    return answer(
+        not held,
+        f"{len(held)} of {len(verdicts.groups)} groups are held back" if held else "nothing is held back",
+        {"held back": len(held), "limit": 0},
+        what_to_do="each group is taken up by itself when its exposures are complete",
+        warn_only=True,
+        table=[{"group": g, "lacks": d, "cause": why} for g, v in held.items() for d, why in v.missing.items()],
+    )
+
+
+checks = [exposures_complete, archive_count, observations_nothing_held_back]

@@ -1,0 +1,136 @@
+"""The archive's interface: what a look tells and what a fetch gives, wherever the exposures lie.
+
+Put here what every archive has in common, and the choice between them. Keep out how one of them works:
+`archive_folder.py` (users' own files and the simulated archive), `archive_mast.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from panoramic.survey import FolderArchive as FolderRules
+from panoramic.survey import MastArchive as MastRules
+from panoramic.survey import Survey
+
+FAULT_KINDS = {
+    "truncated": "the file ends before its headers say it should, or is no FITS file",
+    "wrong_shape": "an image plane is missing or has not the shape of a full-frame exposure",
+    "missing_keyword": "a header keyword that the reduction needs is absent or makes no sense",
+    "checksum": "size or md5 are not what the archive's row says",
+    "unsettled": "still being written; it counts at a later look",
+    "unreadable": "the file can't be opened",
+    "duplicate": "two files of the same name in different folders",
+    "row_without_file": "the archive's table lists an exposure of which there is no file",
+    "file_without_row": "a file that the archive's table does not list; its row is built from its header, and it counts",
+    "bad_row": "a row of the archive's table can't be read, or a file's name is none of a JWST exposure",
+}
+FAULT_KEY = "_fault"
+
+
+@dataclass(frozen=True)
+class ArchiveFault:
+    """Something wrong with one file or row.
+
+    Parameters
+    ----------
+    name : file name, or the row's name.
+    reason : what was seen, for people.
+    kind : a key of `FAULT_KINDS`.
+    """
+
+    name: str
+    reason: str
+    kind: str
+
+
+@dataclass
+class ArchiveLook:
+    """What the archive held at one moment.
+
+    Parameters
+    ----------
+    rows : one per file: MAST's column names, plain Python values, None for null. A row with the key ``_fault`` is of
+        an exposure that exists but can't be used, with the reason.
+    faults : each fault, also those that hold nothing back (``file_without_row``).
+    source : the folder or address that was asked.
+    at_mjd : when, MJD (UTC).
+    complete : whether `rows` is all that the archive holds (what is not in it is gone), and not a window of it.
+    """
+
+    rows: list[dict[str, Any]]
+    faults: list[ArchiveFault] = field(default_factory=list)
+    source: str = ""
+    at_mjd: float = 0.0
+    complete: bool = True
+
+
+class Archive(Protocol):
+    """A place that lists exposures and gives their files."""
+
+    def look(self, since_mjd: float | None = None) -> ArchiveLook:
+        """List the archive's rows, all of them or those that were ingested since a date.
+
+        Raises
+        ------
+        EmptyArchiveError
+            There is nothing, with what was searched.
+        ArchiveRowError
+            The archive's own table can't be read.
+        ArchiveUnavailableError, ArchiveAccessError
+            The archive did not answer, or refused.
+        """
+        ...
+
+    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None) -> Path:
+        """A local file, verified.
+
+        Parameters
+        ----------
+        filename : e.g. ``jw02514162001_03201_00003_nrcalong_rate.fits``.
+        size, checksum : bytes and md5 if the archive states them *for this very file*, else None.
+
+        Raises
+        ------
+        TruncatedFileError, WrongShapeError, MissingKeywordError, ChecksumMismatchError
+            The file is there and can't be used.
+        ArchiveUnavailableError, ArchiveAccessError
+            It could not be had.
+        """
+        ...
+
+    @property
+    def reference_catalog_folder(self) -> Path | None:
+        """Reference catalogues that come with the archive."""
+        ...
+
+    @property
+    def crds_cache(self) -> Path | None:
+        """A CRDS cache that comes with the archive."""
+        ...
+
+    @property
+    def grizli_folder(self) -> Path | None:
+        """A grizli configuration folder that comes with the archive."""
+        ...
+
+
+def make_archive(survey: Survey, home: Path, token: str | None = None) -> Archive:
+    """The archive that a survey file asks for.
+
+    Parameters
+    ----------
+    home : PANORAMIC_HOME: the simulated archive lies in ``home/archive``, downloads go to ``home/downloads`` and what
+        is remembered of files to ``home/cache``.
+    token : MAST token for data that are not public, or None.
+    """
+    rules = survey.archive
+    if isinstance(rules, MastRules):
+        from resources.archive_mast import MastArchive
+
+        return MastArchive(rules, survey.programs, home / "downloads", token)
+    from resources.archive_folder import FolderArchive
+
+    path = rules.path if isinstance(rules, FolderRules) else home / "archive"
+    return FolderArchive(path, home / "cache" / "archive_files.sqlite", home)

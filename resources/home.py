@@ -1,0 +1,156 @@
+"""One PANORAMIC_HOME: the folder of a survey and the resources that live in or start from it.
+
+Put here how the resources are assembled from the survey file. Keep out what each of them does.
+
+    survey.yaml     the survey file in force, its archive folder resolved
+    survey.db       the survey's database
+    archive/        the simulated archive, or what was downloaded
+    products/       FIELD/associations/NAME/, FIELD/mosaics/, FIELD/*.png, *.reg, *.ecsv
+    work/           folders of steps at work; empty when nothing runs
+    cache/          digests of files that were read once
+    dagster/        Dagster's own storage
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+from dagster import ConfigurableResource
+
+from panoramic.associations import Association
+from panoramic.errors import InputError
+from panoramic.reduction.base import Reduction
+from panoramic.survey import FolderArchive, SimulatedArchive, Survey
+from resources.archive import Archive, make_archive
+from resources.calibration import Calibration
+from resources.database import Database
+from resources.reference_catalogs import FolderReferenceCatalogs
+from resources.storage import LocalStorage
+
+SIMULATED_SURVEY = Path(__file__).resolve().parent.parent / "surveys" / "simulated.yaml"
+
+
+class Home:
+    """The opened home of one survey; everything in it is made when it is first asked for."""
+
+    def __init__(self, path: Path, database_url: str = "", mast_token: str = "") -> None:
+        self.path = path.resolve()
+        self._database_url = database_url or f"sqlite:///{self.path / 'survey.db'}"
+        self._mast_token = mast_token
+
+    @property
+    def survey_file(self) -> Path:
+        """The survey file in force."""
+        return self.path / "survey.yaml"
+
+    @property
+    def work(self) -> Path:
+        """Where steps work; a step makes a folder of its own in it."""
+        folder = self.path / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def prepare(self, survey: Survey) -> None:
+        """Make the folder the home of ``survey``: its file, its database, Dagster's settings.
+
+        Raises
+        ------
+        ConflictError
+            The home belongs to another survey.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.database.migrate()
+        self.database.claim(survey.name)
+        text = yaml.safe_dump(survey.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+        temporary = self.survey_file.with_suffix(".tmp")
+        temporary.write_text(f"# The survey file in force; written by panoramic, changed by --survey FILE.\n{text}")
+        os.replace(temporary, self.survey_file)
+        self.__dict__.pop("survey", None)
+        dagster_home = self.path / "dagster"
+        dagster_home.mkdir(exist_ok=True)
+        settings = Path(__file__).resolve().parent.parent / "deploy" / "laptop" / "dagster.yaml"
+        if not (dagster_home / "dagster.yaml").exists():
+            shutil.copyfile(settings, dagster_home / "dagster.yaml")
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The survey in force; `SurveyFileError` where the home has none yet."""
+        return Survey.load(self.survey_file)
+
+    @cached_property
+    def database(self) -> Database:
+        """The survey's database."""
+        return Database(self._database_url)
+
+    @cached_property
+    def storage(self) -> LocalStorage:
+        """Where products go."""
+        return LocalStorage(self.path / "products")
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Where exposures come from."""
+        return make_archive(self.survey, self.path, self._mast_token or None)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """CRDS context and cache: the archive's own cache where it brings one."""
+        crds_path = self.archive.crds_cache or self.path / "crds"
+        server = "https://jwst-serverless.stsci.edu" if self.archive.crds_cache else "https://jwst-crds.stsci.edu"
+        return Calibration(
+            crds_path,
+            self.survey.crds_context,
+            server,
+            self.archive.grizli_folder,
+            cache=self.path / "cache",
+        )
+
+    @cached_property
+    def reference_catalogs(self) -> FolderReferenceCatalogs:
+        """External reference catalogues, in the survey's order."""
+        return FolderReferenceCatalogs(self.archive.reference_catalog_folder, self.survey.reference.catalogs)
+
+    def engine(self, association: Association) -> Reduction:
+        """The reduction engine that the survey file names for this association."""
+        from panoramic.reduction.grizli import GrizliReduction
+
+        survey = self.survey
+        name, parameters = survey.reduction.settings_for(
+            association.name, association.field, association.first.element
+        )
+        if name != "grizli":
+            raise InputError(f"reduction engine {name!r} is not known; use grizli")
+        engine: Reduction = GrizliReduction(
+            self.calibration.setup(),
+            self.work,
+            parameters,
+            timeout_s=survey.reduction.timeout_s,
+            services_off=survey.services_off,
+        )
+        if isinstance(survey.archive, SimulatedArchive):
+            from panoramic.simulate.faults import with_declared_faults
+
+            engine = with_declared_faults(engine, survey.archive.simulation)
+        return engine
+
+
+class HomeResource(ConfigurableResource):
+    """A home as a Dagster resource: the environment says where it is, the survey file in it says the rest."""
+
+    path: str
+    database_url: str = ""
+    mast_token: str = ""
+
+    def open(self) -> Home:
+        """The home; opened once per process and step."""
+        return Home(Path(self.path), self.database_url, self.mast_token)
+
+
+def survey_of_folder(folder: Path) -> Survey:
+    """The survey of a folder of exposures that has no survey file: what is there is what is expected."""
+    name = "".join(c if c.isalnum() else "_" for c in folder.resolve().name.lower()).strip("_") or "folder"
+    return Survey(name=name, archive=FolderArchive(kind="folder", path=folder.resolve()), expected="present")
