@@ -308,8 +308,9 @@ def merge_own(catalogs: Mapping[str, Table], radius_arcsec: float = SAME_OBJECT_
 
     Returns
     -------
-    Table with ``ra``, ``dec`` (deg), ``mag``, ``src`` (the association of its best row), ``n`` (rows it was made of), in
-    order of magnitude. Independent of the order of the catalogues.
+    Table
+        ``ra``, ``dec`` (deg), ``mag``, ``src`` (the association of its best row), ``n`` (rows it was made of), in order
+        of magnitude; the same for any order of the catalogues.
     """
     from astropy.table import Table
     from scipy.spatial import cKDTree
@@ -353,5 +354,5 @@ def merge_own(catalogs: Mapping[str, Table], radius_arcsec: float = SAME_OBJECT_
 
 
 def cover_fraction(footprint: np.ndarray, reference_footprints: Sequence[np.ndarray]) -> float:
-    """Fraction (0 to 1) of a footprint's area that our own reference covers (`panoramic.footprints.covered_fraction`)."""
+    """Fraction (0 to 1) of a footprint's area that our own reference covers; footprints are (N, 2) in deg."""
     return covered_fraction(footprint, reference_footprints)

@@ -283,7 +283,8 @@ class Survey(Section):
         try:
             survey = cls.model_validate(raw)
         except ValidationError as error:
-            first = error.errors()[0]
+            # a mistyped key also makes the right one absent: the unknown key is the better hint
+            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
             line, dotted = _line_of(node, first["loc"])
             reason = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":

@@ -1,7 +1,5 @@
 """`associations`: the field's exposures grouped for reduction, with names that never change."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

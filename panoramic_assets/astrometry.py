@@ -4,8 +4,6 @@ Two waves: associations that don't overlap stand on the external catalogue, thos
 aligned to it. Then the accepted ones are published, and the checks read what was published.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +12,14 @@ import numpy as np
 from astropy.table import Table
 
 from panoramic.associations import Association
+from panoramic.errors import CalibrationError, ExposureFileError, ReductionError, ServiceError
 from panoramic.footprints import covered_fraction, inside, parse_s_region, union_area_arcmin2
 from panoramic.observations import is_long_wave, passband
+from panoramic.provenance import digest_of
 from panoramic.reference import merge_own, select_own
 from panoramic.survey import ReferenceRules
 from panoramic_assets.common import (
+    mapping_key,
     MAX_RETRIES,
     RETRY,
     answer,
@@ -66,8 +67,8 @@ def members_of(home: Home, field: str) -> list[Association]:
     return reference_associations(home.database.associations(field), home.survey.reference)
 
 
-def own_sources(home: Home, members: Sequence[Association]) -> dict[str, Table]:
-    """Selected sources of the accepted ones among some associations, by association, one row per object."""
+def own_sources(home: Home, members: Sequence[Association]) -> Table:
+    """Selected sources of the accepted ones among some associations, one row per object (``ra, dec, mag, src``)."""
     tables = {}
     for association in members:
         stored = home.database.reduction(association.name)
@@ -78,14 +79,12 @@ def own_sources(home: Home, members: Sequence[Association]) -> dict[str, Table]:
     return merge_own(tables)
 
 
-def as_reference(home: Home, tables: dict[str, Table], members: Sequence[Association]) -> OwnReference:
+def as_reference(sources: Table, members: Sequence[Association]) -> OwnReference:
     """Own sources in the form that a reduction takes."""
-    if not tables:
-        return OwnReference.empty()
-    outlines = tuple(a.footprint for a in members if a.name in tables)
-    columns = {c: np.concatenate([np.asarray(table[c], float) for table in tables.values()]) for c in ("ra", "dec", "mag")}
-    unknown = np.full(len(columns["ra"]), np.nan)
-    return OwnReference(columns["ra"], columns["dec"], columns["mag"], unknown, outlines)
+    names = set(sources["src"])
+    outlines = tuple(a.footprint for a in members if a.name in names)
+    ra, dec, mag = (np.asarray(sources[c], float) for c in ("ra", "dec", "mag"))
+    return OwnReference(ra, dec, mag, np.full(len(ra), np.nan), outlines)
 
 
 def published_reference(home: Home, field: str) -> OwnReference:
@@ -103,12 +102,10 @@ def reduce_step(
     context: dg.OpExecutionContext, home: Home, name: str, own: OwnReference, minimum_cover: float
 ) -> Outcome:
     """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
-    from panoramic.errors import ExposureFileError, ReductionError, ServiceError
-
     association = home.database.association(name)
     try:
         return reduce_association(home, association, own, minimum_cover, context.log.info)
-    except (ReductionError, ServiceError, ExposureFileError) as error:
+    except (ReductionError, ServiceError, ExposureFileError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
         context.log.error(f"{name} is held back: {error}")
@@ -119,7 +116,7 @@ def reduce_step(
 def plan_reference(context: dg.OpExecutionContext, home: HomeResource) -> Any:
     """The reference associations that stand on the external catalogue."""
     for association in first_wave(members_of(home.open(), field_of(context))):
-        yield dg.DynamicOutput(association.name, mapping_key=association.name)
+        yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
 
 
 @dg.op(retry_policy=RETRY)
@@ -134,7 +131,7 @@ def plan_overlapping(context: dg.OpExecutionContext, home: HomeResource, first: 
     done = {outcome.association for outcome in first}
     for association in members_of(home.open(), field_of(context)):
         if association.name not in done:
-            yield dg.DynamicOutput(association.name, mapping_key=association.name)
+            yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
 
 
 @dg.op(retry_policy=RETRY)
@@ -142,7 +139,7 @@ def reduce_overlapping(context: dg.OpExecutionContext, home: HomeResource, assoc
     """Reduce one association against the accepted ones that it overlaps, else against the external catalogues."""
     house = home.open()
     seeds = first_wave(members_of(house, field_of(context)))
-    own = as_reference(house, own_sources(house, seeds), seeds)
+    own = as_reference(own_sources(house, seeds), seeds)
     # any overlap with enough sources ties better than the external catalogue's scatter does
     return reduce_step(context, house, association, own, 0.0)
 
@@ -153,21 +150,12 @@ def publish_reference(
 ) -> dg.Output[str]:
     """Publish the accepted associations' sources, in one transaction that replaces the field's earlier ones."""
     house, field = home.open(), field_of(context)
-    members = members_of(house, field)
-    tables = own_sources(house, members)
-    house.database.publish_reference(
-        field,
-        {name: [{"ra": float(r["ra"]), "dec": float(r["dec"]), "mag": float(r["mag"])} for r in table] for name, table in tables.items()},
-    )
-    outcomes = [*first, *second]
-    metadata = outcome_metadata(house, field, outcomes)
-    metadata["published sources"] = sum(len(table) for table in tables.values())
-    version = house.survey.digest if not tables else ""
-    for table in tables.values():
-        version += "".join(f"{r:.8f}" for r in table["ra"])
-    from panoramic.provenance import digest_of
-
-    return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of(version)[:16]))
+    sources = own_sources(house, members_of(house, field))
+    house.database.publish_reference(field, sources)
+    metadata = outcome_metadata(house, field, [*first, *second])
+    metadata["published sources"] = len(sources)
+    version = digest_of([np.round(sources["ra"], 8).tolist(), np.round(sources["dec"], 8).tolist()])
+    return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(version[:16]))
 
 
 def outcome_metadata(home: Home, field: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def field_of(context: dg.AssetCheckExecutionContext | dg.OpExecutionContext | dg
     return str(key)
 
 
+def mapping_key(name: str) -> str:
+    """A name as Dagster allows it for a mapped step."""
+    return name.replace("-", "_").replace(".", "_")
+
+
 def answer(
     passed: bool,
     summary: str,
@@ -46,8 +51,10 @@ def answer(
     return dg.AssetCheckResult(passed=passed, severity=severity, description=summary, metadata=metadata)
 
 
-def as_table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+def as_table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
     """Rows (same keys) as a table of the UI."""
+    if not rows:
+        return dg.MetadataValue.text("none")
     return dg.MetadataValue.table([dg.TableRecord({k: _plain(v) for k, v in row.items()}) for row in rows])
 
 

@@ -3,8 +3,6 @@
 The rows are written by ``ingest``; this asset reads them, draws the field and lets the checks speak.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -18,13 +18,21 @@ from astropy.table import Table
 
 from panoramic.alignment import Verdict, judge
 from panoramic.associations import Association
-from panoramic.errors import ArchiveAccessError, ExposureFileError, NoUsableExposureError
-from panoramic.footprints import covered_fraction
+from panoramic.errors import (
+    ArchiveAccessError,
+    CalibrationError,
+    ExposureFileError,
+    InputError,
+    NoUsableExposureError,
+    ReferenceCatalogUnavailableError,
+)
+from panoramic.footprints import covered_fraction, inside
 from panoramic.observations import Exposure
 from panoramic.plots import plot_alignment, plot_image
 from panoramic.provenance import digest_of, record, sha256_of
+from panoramic.reference import sources_digest
 from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
-from resources.database import NO_DATA, RUNNING
+from resources.database import NO_DATA, RUNNING, canonical
 from resources.home import Home
 
 STAGE_VERSION = "1"
@@ -109,7 +117,12 @@ def reference_candidates(home: Home, association: Association, own: OwnReference
             found.degradations.append(Degradation(association.name, "own_reference", why))
     epoch = 2000.0 + (association.first.t_min - JULIAN_YEAR_MJD) / 365.25
     for name in survey.reference.catalogs:
-        external = home.reference_catalogs.load(name, outline, epoch, margin)
+        try:
+            external = home.reference_catalogs.load(name, outline, epoch, margin)
+        except (ReferenceCatalogUnavailableError, InputError) as error:
+            found.notes.append(f"{name}: {error}")
+            found.degradations.append(Degradation(association.name, f"reference_catalog_{name}", str(error)))
+            continue
         if external is None:
             found.notes.append(f"{name}: not available here")
         elif len(external) < minimum:
@@ -121,16 +134,8 @@ def reference_candidates(home: Home, association: Association, own: OwnReference
 
 
 def _own_sources(own: OwnReference, outline: np.ndarray, margin_arcsec: float) -> ReferenceSources:
-    from panoramic.footprints import inside
-
     keep = inside(own.ra, own.dec, outline, margin_arcsec)
     return ReferenceSources("own", own.ra[keep], own.dec[keep], own.mag[keep], own.error_mas[keep], kind="own")
-
-
-def sources_digest(sources: ReferenceSources) -> str:
-    """Digest of the reference sources in an association's own footprint, to 0.01 mas."""
-    rows = sorted(zip(np.round(sources.ra, 8).tolist(), np.round(sources.dec, 8).tolist(), strict=True))
-    return digest_of([sources.name, rows])
 
 
 def reduce_association(
@@ -145,14 +150,14 @@ def reduce_association(
     candidates = reference_candidates(home, association, own, minimum_cover)
     engine = home.engine(association)
     inputs = {e.dataset: fetch(home, e) for e in association.exposures}
-    references = home.calibration.selected_references(list(inputs.values()))
+    references = calibration_references(home, list(inputs.values()))
     _, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
     fingerprint = digest_of(
         {
             "stage": f"reduction {STAGE_VERSION}",
             "engine": [engine.name, engine.version, parameters, list(survey.services_off)],
             "exposures": {e.dataset: [e.checksum, e.file_id] for e in association.exposures},
-            "calibration": references,
+            "calibration": sorted(references.items()),
             "references": [sources_digest(s) for s in candidates.usable],
         }
     )
@@ -187,7 +192,7 @@ def reduce_association(
             fingerprint=fingerprint,
             inputs={e.dataset: e.checksum for e in association.exposures},
             crds_context=home.calibration.setup().crds_context,
-            references={f"{k}": v for d in references.values() for k, v in d.items()},
+            references=references,
             reference_catalog=f"{reference.name} {sources_digest(reference)}" if reference else "",
             checks={"verdict": verdict.status, "cause": verdict.cause},
         )
@@ -205,6 +210,18 @@ def fetch(home: Home, exposure: Exposure) -> Path:
     return home.archive.fetch(exposure.rate_filename, exposure.size or None, exposure.checksum or None)
 
 
+def calibration_references(home: Home, paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each reference file that CRDS selects for any of the exposures, by ``type name``."""
+    from astropy.io import fits
+
+    headers = [dict(fits.getheader(path)) for path in paths]
+    return {
+        f"{kind} {file.name}": file.sha256
+        for selected in home.calibration.selected_references_of(headers)
+        for kind, file in sorted(selected.items())
+    }
+
+
 def without_data(home: Home, association: Association, error: Exception) -> Outcome:
     """Hold an association back because its data could not be had or its engine was killed (status 10)."""
     cause = f"{type(error).__name__}: {error}"
@@ -214,13 +231,11 @@ def without_data(home: Home, association: Association, error: Exception) -> Outc
 
 def is_final(error: Exception) -> bool:
     """Whether trying again can't help."""
-    return isinstance(error, ExposureFileError | NoUsableExposureError | ArchiveAccessError)
+    return isinstance(error, ExposureFileError | NoUsableExposureError | ArchiveAccessError | CalibrationError)
 
 
 def publish(home: Home, folder: Path, key: str, fingerprint: str, provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """Move a finished folder into its place; returns the rows of its products."""
-    from resources.database import canonical
-
     (folder / "provenance.json").write_text(canonical(provenance) + "\n")
     digests = {p.name: sha256_of(p) for p in sorted(folder.iterdir())}
     home.storage.publish_folder(folder, key)

@@ -1,7 +1,5 @@
 """`preprocessed_visits`: every association of a field calibrated and aligned to the field's own reference."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 
@@ -18,7 +16,7 @@ from panoramic_assets.astrometry import (
     published_reference,
     reduce_step,
 )
-from panoramic_assets.common import RETRY, answer, field_of, verdicts_of
+from panoramic_assets.common import mapping_key, RETRY, answer, field_of, verdicts_of
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import Outcome, association_key
@@ -67,7 +65,7 @@ def plan_visits(context: dg.OpExecutionContext, home: HomeResource) -> Any:
     reference = {a.name for a in members_of(house, field)}
     for association in house.database.associations(field):
         if association.name not in reference:
-            yield dg.DynamicOutput(association.name, mapping_key=association.name)
+            yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
 
 
 @dg.op(retry_policy=RETRY)

@@ -23,7 +23,7 @@ FAULT_KINDS = {
     "unreadable": "the file can't be opened",
     "duplicate": "two files of the same name in different folders",
     "row_without_file": "the archive's table lists an exposure of which there is no file",
-    "file_without_row": "a file that the archive's table does not list; its row is built from its header, and it counts",
+    "file_without_row": "a file that the archive's table does not list: its row is built from its header, it counts",
     "bad_row": "a row of the archive's table can't be read, or a file's name is none of a JWST exposure",
 }
 FAULT_KEY = "_fault"

@@ -105,7 +105,7 @@ class FolderArchive:
         """``grizli/``, if there is one."""
         return self._part("grizli")
 
-    def look(self, since_mjd: float | None = None) -> ArchiveLook:
+    def look(self, since_mjd: float | None = None) -> ArchiveLook:  # noqa: ARG002 - the interface
         """All rows of the folder; ``since_mjd`` is not needed here, for each look is cheap and complete.
 
         A bad file never hides the others: it becomes a fault, and its row carries the reason under ``_fault``.

@@ -65,7 +65,8 @@ class Calibration:
     context : e.g. ``jwst_1303.pmap``; None takes ``operational_context`` of the cache's ``server_config``.
     server_url : `SERVERLESS`: only what the cache holds; a real server's address lets crds fill the cache.
     grizli_path : grizli's configuration folder, or None.
-    cache : a folder for a small file of digests and selections, so that asking again costs milliseconds; None remembers nothing.
+    cache : a folder for a small file of digests and selections, so that asking again costs milliseconds; None
+        remembers nothing.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ Run as a script by `resources/calibration.py`, never imported: crds reads its se
 end its process. Keep out everything but crds and the standard library.
 
 Input (stdin): ``{"context", "headers": [{keyword: value}], "types": [...], "download": bool}``.
-Output (stdout): ``{"references": [{type: {"name", "path"}}]}``, a name being ``N/A`` or ``NOT FOUND <reason>`` where no file
-is selected; or ``{"error": text}``.
+Output (stdout): ``{"references": [{type: {"name", "path"}}]}``, a name being ``N/A`` or ``NOT FOUND <reason>`` where no
+file is selected; or ``{"error": text}``.
 """
 
 from __future__ import annotations

@@ -19,11 +19,13 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
+from astropy.table import Table
+
 from panoramic.alignment import Verdict
 from panoramic.associations import Association
 from panoramic.errors import ConflictError, StorageError, UnknownNameError
 from panoramic.fields import SkyField
-from panoramic.footprints import parse_s_region, to_s_region
+from panoramic.footprints import to_s_region
 from panoramic.observations import Exposure
 from panoramic.reduction.base import ReductionResult
 from resources import tables as t
@@ -420,15 +422,14 @@ class Database:
 
     # --- the astrometric reference --------------------------------------------------------
 
-    def publish_reference(self, field: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Replace a field's own reference by these sources (rows by association), in one transaction."""
+    def publish_reference(self, field: str, sources: Table) -> None:
+        """Replace a field's own reference by these sources (``ra, dec, mag, src``), in one transaction."""
+        rows = [
+            {"src": str(r["src"]), "number": number, "field": field, "ra": float(r["ra"]), "dec": float(r["dec"]), "mag": float(r["mag"])}
+            for number, r in enumerate(sources)
+        ]
         with self.write() as connection:
             connection.execute(t.astrometry_reference.delete().where(t.astrometry_reference.c.field == field))
-            rows = [
-                {"src": name, "number": number, "field": field, **row}
-                for name, own in sorted(sources.items())
-                for number, row in enumerate(own)
-            ]
             if rows:
                 connection.execute(t.astrometry_reference.insert(), rows)
 
@@ -490,11 +491,6 @@ def _wcs_row(result: ReductionResult, association: Association, at: datetime) ->
         "wcs_n": fit.n,
         "wcs_modtime": at,
     }
-
-
-def reference_vertices(rows: Iterable[sa.RowMapping]) -> list[Any]:
-    """Footprints (vertices in deg) of rows of ``assoc_table``."""
-    return [parse_s_region(row["footprint"]) for row in rows]
 
 
 def canonical(value: object) -> str:

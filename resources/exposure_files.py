@@ -33,10 +33,10 @@ HEADER_COLUMNS = (
     "apername", "bkgdtarg", "cal_ver", "cal_vcs", "category", "channel", "crds_ctx", "crds_ver", "datamodl", "detector",
     "duration", "effexptm", "effinttm", "eng_qual", "engqlptg", "exp_type", "expcount", "expend", "expmid", "expripar",
     "expstart", "fastaxis", "filter", "frmdivsr", "gdstarid", "groupgap", "instrume", "module", "nexposur", "nframes",
-    "ngroups", "nints", "numdthpt", "obs_id", "obslabel", "patt_num", "patttype", "pi_name", "prd_ver", "pupil", "readpatt",
-    "sca_num", "scicat", "sdp_ver", "slowaxis", "subarray", "subsize1", "subsize2", "substrt1", "substrt2", "targ_dec",
-    "targ_ra", "targname", "targprop", "targtype", "telescop", "template", "tframe", "tgroup", "timesys", "title",
-    "va_dec", "va_ra", "visitype", "xoffset", "yoffset",
+    "ngroups", "nints", "numdthpt", "obs_id", "obslabel", "patt_num", "patttype", "pi_name", "prd_ver", "pupil",
+    "readpatt", "sca_num", "scicat", "sdp_ver", "slowaxis", "subarray", "subsize1", "subsize2", "substrt1", "substrt2",
+    "targ_dec", "targ_ra", "targname", "targprop", "targtype", "telescop", "template", "tframe", "tgroup", "timesys",
+    "title", "va_dec", "va_ra", "visitype", "xoffset", "yoffset",
 )  # fmt: skip
 LEVELS = {"uncal": "1b", "rate": "2a", "rateints": "2a", "cal": "2b", "calints": "2b"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -124,7 +123,7 @@ class FileFacts:
             raise
         except sqlite3.DatabaseError:
             connection.close()
-            os.unlink(self.database)
+            self.database.unlink()
             connection = sqlite3.connect(self.database, timeout=30)
             connection.execute(_SCHEMA)
         return connection

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from dagster import ConfigurableResource
+from dagster import ConfigurableResource, EnvVar
 
 from panoramic.associations import Association
 from panoramic.errors import InputError
@@ -132,7 +132,7 @@ class Home:
             services_off=survey.services_off,
         )
         if isinstance(survey.archive, SimulatedArchive):
-            from panoramic.simulate.faults import with_declared_faults
+            from panoramic.simulate.engine import with_declared_faults
 
             engine = with_declared_faults(engine, survey.archive.simulation)
         return engine
@@ -148,6 +148,15 @@ class HomeResource(ConfigurableResource):
     def open(self) -> Home:
         """The home; opened once per process and step."""
         return Home(Path(self.path), self.database_url, self.mast_token)
+
+
+def home_from_environment() -> HomeResource:
+    """The home that PANORAMIC_HOME names (default ``./data``), with a database and a token of their own where set."""
+    optional = {"database_url": "PANORAMIC_DATABASE_URL", "mast_token": "MAST_API_TOKEN"}
+    return HomeResource(
+        path=str(Path(os.environ.get("PANORAMIC_HOME", "data")).resolve()),
+        **{key: EnvVar(name) for key, name in optional.items() if os.environ.get(name)},
+    )
 
 
 def survey_of_folder(folder: Path) -> Survey:

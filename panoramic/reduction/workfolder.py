@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -46,6 +45,8 @@ class WorkFolder:
             self.path = Path(name.removesuffix(_LOCK))
             self.path.mkdir()
         except OSError as error:
+            if self.lock_fd >= 0:
+                self.__exit__(None, None, None)
             raise storage_error(f"no work folder in {self.root}", error) from error
         return self
 
@@ -53,8 +54,7 @@ class WorkFolder:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self.path}{_LOCK}")
+        Path(f"{self.path}{_LOCK}").unlink(missing_ok=True)
         os.close(self.lock_fd)
 
 
@@ -85,7 +85,7 @@ def remove_orphans(root: Path) -> tuple[Path, ...]:
 def _same_file(fd: int, name: str) -> bool:
     """Whether the open file is still the one of that name: a cleaner may have removed it before it was locked."""
     try:
-        there = os.stat(name)
+        there = Path(name).stat()
     except FileNotFoundError:
         return False
     mine = os.fstat(fd)
@@ -116,7 +116,7 @@ def publish(staged: Path, folder: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         _flush(staged)
         try:
-            os.rename(staged, folder)
+            staged.rename(folder)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -125,7 +125,7 @@ def publish(staged: Path, folder: Path) -> None:
                 shutil.copytree(staged, beside, dirs_exist_ok=True)
                 _flush(beside)
                 beside.chmod(0o755)
-                os.rename(beside, folder)
+                beside.rename(folder)
             except OSError:
                 shutil.rmtree(beside, ignore_errors=True)
                 raise

@@ -117,11 +117,10 @@ def dated(model_class: type, date: str) -> type:
     """A data model class that is saved with a given date instead of now, so that equal archives have equal bytes."""
 
     def on_save(self: Any, path: object = None) -> None:
-        super(made, self).on_save(path)
+        model_class.on_save(self, path)  # type: ignore[attr-defined]
         self.meta.date = date
 
-    made = type(model_class.__name__, (model_class,), {"on_save": on_save})
-    return made
+    return type(model_class.__name__, (model_class,), {"on_save": on_save})
 
 
 def set_meta(model: Any, values: dict[str, Any]) -> None:

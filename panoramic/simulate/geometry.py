@@ -9,15 +9,20 @@ reference point, rotation to the sky.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from panoramic.errors import InputError
 from panoramic.simulate.instrument import DETECTORS, FILTERS, NPIX
 
 Array = NDArray[np.float64]
 ARCSEC = np.pi / 180 / 3600
+PRD_VERSION = "PRDOPSSOC-072"
 
 
 def _rotation(axis: int, angle: float) -> Array:
@@ -183,7 +188,8 @@ class Aperture:
 
     def footprint(self, pointing: Pointing) -> Array:
         """Corners on the sky, *degrees*, shape (4, 2), in the archive's order."""
-        low, high = -0.5, NPIX - 0.5
+        # jwst rounds the bounding box (-0.5 to 2047.5) up to whole pixels before it makes S_REGION.
+        low, high = 0, NPIX
         ra, dec = self.pixel_to_sky(pointing, [low, low, high, high], [low, high, high, low])
         return np.stack([ra, dec], axis=-1)
 
@@ -215,30 +221,49 @@ def _polynomial(coefficients: Array, degree: int, x: Array, y: Array) -> tuple[A
 
 
 @functools.cache
-def _siaf() -> object:
-    import pysiaf
-
-    return pysiaf.Siaf("NIRCam")
+def _siaf() -> dict[str, dict[str, str]]:
+    """NIRCam's apertures, name to the entries of pysiaf's PRD file."""
+    # Read without importing pysiaf: its import asks a web server for news, without a time-out.
+    package = importlib.util.find_spec("pysiaf")
+    if package is None or package.origin is None:
+        raise InputError("the simulator needs pysiaf's data files: install pysiaf")
+    file = Path(package.origin).parent / "prd_data" / "JWST" / PRD_VERSION / "SIAFXML" / "SIAFXML" / "NIRCam_SIAF.xml"
+    if not file.exists():
+        raise InputError(f"{file} is missing: the simulator needs a pysiaf that holds {PRD_VERSION}")
+    entries = ElementTree.parse(file).getroot().iter("SiafEntry")  # noqa: S314  (a file of an installed package)
+    rows = ({child.tag: child.text or "" for child in entry} for entry in entries)
+    return {row["AperName"]: row for row in rows}
 
 
 @functools.cache
 def aperture(detector: str) -> Aperture:
-    """The full-frame aperture of a detector (lower-case name), from pysiaf's PRD."""
-    a = _siaf()[DETECTORS[detector].aperture]  # type: ignore[index]
-    coefficients = a.get_polynomial_coefficients()
+    """The full-frame aperture of a detector (lower-case name), from pysiaf's PRD.
+
+    Raises
+    ------
+    InputError
+        pysiaf or its data are not there.
+    """
+    a = _siaf()[DETECTORS[detector].aperture]
+    degree = int(a["Sci2IdlDeg"])
+
+    def coefficients(kind: str) -> Array:
+        terms = [f"{i}{j}" for i in range(degree + 1) for j in range(i + 1)]
+        return np.array([[float(a[f"{kind}{axis}{term}"]) for term in terms] for axis in "XY"])
+
     return Aperture(
-        name=a.AperName,
-        v2_ref=float(a.V2Ref),
-        v3_ref=float(a.V3Ref),
-        v3_idl_yangle=float(a.V3IdlYAngle),
-        parity=int(a.VIdlParity),
-        x_ref=float(a.XSciRef),
-        y_ref=float(a.YSciRef),
-        x_scale=float(a.XSciScale),
-        y_scale=float(a.YSciScale),
-        degree=int(a.Sci2IdlDeg),
-        forward=np.array([coefficients["Sci2IdlX"], coefficients["Sci2IdlY"]], float),
-        inverse=np.array([coefficients["Idl2SciX"], coefficients["Idl2SciY"]], float),
+        name=a["AperName"],
+        v2_ref=float(a["V2Ref"]),
+        v3_ref=float(a["V3Ref"]),
+        v3_idl_yangle=float(a["V3IdlYAngle"]),
+        parity=int(a["VIdlParity"]),
+        x_ref=float(a["XSciRef"]),
+        y_ref=float(a["YSciRef"]),
+        x_scale=float(a["XSciScale"]),
+        y_scale=float(a["YSciScale"]),
+        degree=degree,
+        forward=coefficients("Sci2Idl"),
+        inverse=coefficients("Idl2Sci"),
     )
 
 
@@ -246,8 +271,7 @@ def aperture(detector: str) -> Aperture:
 def pointing_aperture(modules: tuple[str, ...]) -> tuple[str, float, float]:
     """Name, V2 and V3 (*arcsec*) of the aperture that a pointing refers to: both modules or the only one."""
     name = "NRCALL_FULL" if len(set(modules)) > 1 else f"NRC{modules[0]}S_FULL"
-    a = _siaf()[name]  # type: ignore[index]
-    return name, float(a.V2Ref), float(a.V3Ref)
+    return name, float(_siaf()[name]["V2Ref"]), float(_siaf()[name]["V3Ref"])
 
 
 @functools.cache

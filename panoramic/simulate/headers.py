@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from panoramic.simulate.geometry import ARCSEC, aperture, pointing_aperture, s_region, sky_of, unit_vectors
+from panoramic.simulate.geometry import ARCSEC, PRD_VERSION, aperture, pointing_aperture, s_region, sky_of, unit_vectors
 from panoramic.simulate.instrument import DETECTORS, FRAME_TIME, READOUTS, exposure_times
 from panoramic.simulate.plan import PlannedExposure, boresight, wheel
 from panoramic.simulate.program import Simulation
@@ -31,8 +31,8 @@ def mjd(moment: datetime) -> float:
 
 def processed_at(simulation: Simulation, plan: PlannedExposure) -> datetime:
     """When the archive processed an exposure: a fixed time after it, so that the same archive has the same bytes."""
-    del simulation
-    return (plan.start + timedelta(hours=14)).replace(microsecond=0)
+    # Fields that start together are processed one after the other, so that no two files have the same number.
+    return (plan.start + timedelta(hours=14, minutes=plan.field % len(simulation.fields))).replace(microsecond=0)
 
 
 def _numbers(simulation: Simulation, plan: PlannedExposure) -> dict[str, str]:
@@ -70,7 +70,7 @@ def rate_meta(simulation: Simulation, plan: PlannedExposure) -> dict[str, Any]:
         "time_sys": "UTC",
         "time_unit": "s",
         "data_processing_software_version": SDP_VERSION,
-        "prd_software_version": "PRDOPSSOC-072",
+        "prd_software_version": PRD_VERSION,
         "oss_software_version": "10.3",
         "guide_star_catalog_version": "GSC31",
         "calibration_software_version": CAL_VERSION,

@@ -187,9 +187,7 @@ def photmjsr(detector: str, band: str) -> float:
     return FILTERS[band].photmjsr * DETECTORS[detector].efficiency
 
 
-def slope_variances(
-    channel: str, readpatt: str, ngroups: int, nints: int, rate: float = 1.0
-) -> tuple[float, float]:
+def slope_variances(channel: str, readpatt: str, ngroups: int, nints: int, rate: float = 1.0) -> tuple[float, float]:
     """Variance of a fitted slope from Poisson noise at a given rate, and from read noise.
 
     Parameters

@@ -39,7 +39,8 @@ def _pupil() -> object:
         secondary_radius=0.0, support_angle=(0, 150, 210), support_width=(0.13, 0.13, 0.13)
     )
     # Defocus, astigmatism, coma, trefoil, spherical: about 70 nm rms in all.
-    error = poppy.ZernikeWFE(coefficients=[0, 0, 0, 20e-9, 30e-9, -25e-9, 25e-9, 20e-9, -15e-9, 25e-9, 18e-9], radius=3.3)
+    nanometres = [0, 0, 0, 20, 30, -25, 25, 20, -15, 25, 18]
+    error = poppy.ZernikeWFE(coefficients=[c * 1e-9 for c in nanometres], radius=3.3)
     return poppy.CompoundAnalyticOptic([primary, struts, error], name="JWST-like")
 
 
@@ -77,7 +78,7 @@ def point_spread_function(band: str, pixel_scale: float) -> NDArray[np.float32]:
 def transfer_function(
     band: str, channel: str, pixel_scale: float, smear_pixels: tuple[float, float] | None = None
 ) -> NDArray[np.complex64]:
-    """What turns the canvas, as `draw` makes it, into pixel values: real Fourier transform of shape (CANVAS, CANVAS//2+1).
+    """What turns the canvas, as `draw` makes it, into pixel values: its Fourier transform's factor.
 
     Parameters
     ----------
@@ -85,6 +86,10 @@ def transfer_function(
     channel : ``SHORT`` or ``LONG``.
     pixel_scale : detector pixel, *arcsec*.
     smear_pixels : x and y extent of a linear drift during the exposure, *pixels*.
+
+    Returns
+    -------
+    array, shape (CANVAS, CANVAS // 2 + 1)
     """
     out = _transfer(band, channel, round(pixel_scale, 6))
     if smear_pixels is None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from panoramic.errors import FaultError
-from panoramic.simulate.geometry import ARCSEC, Pointing, aperture, attitude_matrix, pointing_aperture, sky_of
+from panoramic.simulate.geometry import Pointing, aperture, attitude_matrix, pointing_aperture, roll_at, sky_of
 from panoramic.simulate.instrument import DETECTORS, FILTERS, exposure_times
 from panoramic.simulate.program import Fault, Shifted, Simulation, Smeared
 
@@ -113,15 +113,18 @@ def field_of_view(simulation: Simulation, margin_arcsec: float = 12.0) -> tuple[
             v3.append(b)
     offsets = np.array(dither_offsets(simulation.dithers, simulation.dither_step_arcsec))
     reach = float(np.abs(offsets).max()) + margin_arcsec + simulation.pointing_error_mas * 4e-3
-    return np.min(v2) - reach, np.max(v2) + reach, np.min(v3) - reach, np.max(v3) + reach
+    limits = (np.min(v2) - reach, np.max(v2) + reach, np.min(v3) - reach, np.max(v3) + reach)
+    return tuple(float(v) for v in limits)  # type: ignore[return-value]
 
 
 def dataset_name(simulation: Simulation, field: int, activity: int, dither: int, detector: str) -> str:
     """The archive's name of an exposure: program, observation, visit, group, sequence, activity, exposure, detector."""
     f = simulation.fields[field]
     digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    visit = f"{simulation.program:05d}{f.observation:03d}{f.visit:03d}"
     # A pure parallel's sequence number is 2: its prime has 1.
-    return f"jw{simulation.program:05d}{f.observation:03d}{f.visit:03d}_022{digits[activity // 36]}{digits[activity % 36]}_{dither:05d}_{detector}"
+    group = f"022{digits[activity // 36]}{digits[activity % 36]}"
+    return f"jw{visit}_{group}_{dither:05d}_{detector}"
 
 
 def plan_exposures(simulation: Simulation) -> list[PlannedExposure]:
@@ -186,9 +189,7 @@ def plan_exposures(simulation: Simulation) -> list[PlannedExposure]:
     return out
 
 
-def _pointing_faults(
-    faults: tuple[Fault, ...], dataset: str
-) -> tuple[tuple[float, float], tuple[float, float] | None]:
+def _pointing_faults(faults: tuple[Fault, ...], dataset: str) -> tuple[tuple[float, float], tuple[float, float] | None]:
     """The sum of the shifts and the last smear that match a dataset."""
     dx = dy = 0.0
     smear = None
@@ -214,8 +215,6 @@ def _check_faults(faults: tuple[Fault, ...], datasets: list[str]) -> None:
 
 def boresight(plan: PlannedExposure) -> tuple[float, float, float]:
     """RA_V1, DEC_V1 and PA_V3 of the reported attitude, *degrees*."""
-    from panoramic.simulate.geometry import roll_at
-
     matrix = np.array(plan.attitude).reshape(3, 3)
     ra, dec = sky_of(matrix[:, 0])
     return float(ra), float(dec), roll_at(matrix, 0.0, 0.0)
@@ -224,17 +223,3 @@ def boresight(plan: PlannedExposure) -> tuple[float, float, float]:
 def wheel(band: str) -> tuple[str, str]:
     """FILTER and PUPIL of an imaging filter."""
     return FILTERS[band].filter, FILTERS[band].pupil
-
-
-__all__ = [
-    "ARCSEC",
-    "PlannedExposure",
-    "boresight",
-    "dataset_name",
-    "dither_offsets",
-    "field_of_view",
-    "generator",
-    "plan_exposures",
-    "visit_attitude",
-    "wheel",
-]

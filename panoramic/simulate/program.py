@@ -70,8 +70,8 @@ class FilterPair(_Section):
 class Readout(_Section):
     """The exposure's readout; frames and gaps per group follow from the pattern."""
 
-    readpatt: str = "MEDIUM8"
-    ngroups: Annotated[int, Field(ge=2, le=100)] = 9
+    readpatt: str = "SHALLOW4"
+    ngroups: Annotated[int, Field(ge=2, le=100)] = 18
     nints: Annotated[int, Field(ge=1, le=10)] = 1
 
     @field_validator("readpatt")
@@ -123,7 +123,7 @@ class Effects(_Section):
     flat_error : rms of what the reference flat has wrong, per pixel.
     """
 
-    one_over_f: NotNegative = 0.009
+    one_over_f: NotNegative = 0.006
     amplifier_share: Annotated[float, Field(ge=0, le=1)] = 0.35
     snowballs_per_ks: NotNegative = 12.0
     cosmic_rays_per_ks: NotNegative = 60000.0

@@ -26,8 +26,8 @@ REFERENCE_BAND = 4.421
 GAIA_MICRON, LS_MICRON = 0.65, 0.90
 
 # AB magnitude at the reference band, log10 of sources per magnitude and square degree
-GALAXY_COUNTS = ((16.0, 1.6), (18.0, 2.8), (20.0, 3.75), (22.0, 4.35), (24.0, 4.75), (26.0, 5.05), (28.0, 5.3), (31.0, 5.6))
-STAR_COUNTS = ((15.0, 2.1), (16.0, 2.35), (18.0, 2.85), (20.0, 3.15), (22.0, 3.35), (24.0, 3.5), (26.0, 3.6), (31.0, 3.6))
+GALAXY_COUNTS = ((16, 1.6), (18, 2.8), (20, 3.75), (22, 4.35), (24, 4.75), (26, 5.05), (28, 5.3), (31, 5.6))
+STAR_COUNTS = ((15, 2.1), (16, 2.35), (18, 2.85), (20, 3.15), (22, 3.35), (24, 3.5), (26, 3.6), (31, 3.6))
 
 
 def julian_year(moment: datetime) -> float:

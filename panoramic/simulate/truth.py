@@ -25,8 +25,9 @@ class Truth:
 
     Parameters
     ----------
-    sources : ``id``, ``field``, ``ra``, ``dec`` (*deg*, at the field's first exposure), ``kind``, ``mag_{filter}`` (AB),
-        ``mag_gaia``, ``mag_ls``, ``re_arcsec``, ``n``, ``axis_ratio``, ``pa`` (*deg*), ``pm_ra``, ``pm_dec`` (*mas/yr*).
+    sources : ``id``, ``field``, ``ra``, ``dec`` (*deg*, at the field's first exposure), ``kind``, ``mag_{filter}``,
+        ``mag_gaia``, ``mag_ls`` (AB), ``re_arcsec``, ``n``, ``axis_ratio``, ``pa`` (*deg*), ``pm_ra``, ``pm_dec``
+        (*mas/yr*).
     exposures : one row per dataset: true and reported pointing of its aperture's reference point, and what makes
         the difference.
     references : per catalogue name, its rows with ``source_id`` (-1: belongs to nothing) and true position.

@@ -1,0 +1,289 @@
+"""Turns what grizli leaves in its work folder into the files of the contract (``base.py``).
+
+Put here the reading of grizli's files and the writing of ours. Keep out grizli itself (nothing here imports it) and
+the verdict on what it did.
+
+grizli's exposures are in MJy/sr although their header says ELECTRONS/S (drizzlepac wants that); the sky is still in
+them, its level in MDRIZSKY and its shape in the BKG plane. A star's flux is the sum of SCI over pixels times each
+pixel's own solid angle, as the flat field leaves surface brightness; PIXAR_SR, the nominal solid angle, is right to
+the detector's pixel area variation (about 1 % at the corners), which drizzling with the aligned WCS takes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+APERTURE_ARCSEC = 0.36
+DO_NOT_USE = 1
+OUTLIER = 16
+_GRIZLI_OUTLIER = 4096  # AstroDrizzle's bit for cosmic rays; JWST's bit of that number, WARM, is reset by grizli
+_NO_ERROR = 1e4  # grizli writes 1e5 where the archive has NaN
+_WCS_PREFIXES = (
+    "CRPIX", "CRVAL", "CTYPE", "CUNIT", "CDELT", "CD1_", "CD2_", "PC1_", "PC2_", "PV1_", "PV2_", "A_", "B_", "AP_",
+    "BP_", "WCSAXES", "WCSNAME", "LONPOLE", "LATPOLE", "RADESYS", "EQUINOX", "CROTA", "CTYPE3", "PC3_",
+)  # fmt: skip
+_PRIMARY_FROM_GRIZLI = ("S_FLAT", "S_PHOTOM", "S_WCS", "R_FLAT", "R_PHOTOM", "R_AREA", "R_DISTOR", "R_FILOFF")
+_SCI_FROM_GRIZLI = ("PHOTMJSR", "PHOTUJA2", "PIXAR_SR", "PIXAR_A2")
+_IMAGE_DROP = ("TELESCOP", "INSTRUME", "BUNIT", "PHOTSCAL")
+
+
+class ProductError(Exception):
+    """What grizli left can't be made into products."""
+
+
+def write_products(job: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, Any]:
+    """Write all products into ``job["products"]`` and verify them.
+
+    Returns
+    -------
+    dict
+        ``exposures`` (dataset -> file name), ``image``, ``weight``, ``catalog`` (file names or None), ``n_sources``,
+        ``pixel_scale_mas``. Empty where grizli ended before its last drizzle.
+    """
+    prep, target = Path(job["work"]) / job["root"] / "Prep", Path(job["products"])
+    target.mkdir(parents=True, exist_ok=True)
+    empty: dict[str, Any] = {
+        "exposures": {}, "image": None, "weight": None, "catalog": None, "n_sources": 0, "pixel_scale_mas": 0.0,
+    }  # fmt: skip
+    images = sorted(prep.glob(f"{job['root']}_dr[zc]_sci.fits"))
+    catalog = prep / f"{job['root']}.cat.fits"
+    if not images or not weights or not catalog.exists():
+        return empty
+    image = images[0]
+    offset = job["ra_offset"]
+    written = {}
+    for exposure in job["exposures"]:
+        name = f"{exposure['alias']}_rate.fits"
+        if name not in weights:
+            continue
+        path = target / f"{exposure['dataset']}_rate.fits"
+        write_exposure(prep / name, Path(exposure["source"]), Path(weights[name]), path, job["provenance"], offset,
+                       several=len(job["exposures"]) > 1)  # fmt: skip
+        verify_exposure(path)
+        written[exposure["dataset"]] = path.name
+    names = {kind: f"{job['association']}_drz_{kind}.fits" for kind in ("sci", "wht")}
+    scale = write_image(image, target / names["sci"], "MJy/sr", job["provenance"], offset)
+    write_image(Path(str(image).replace("_sci.fits", "_wht.fits")), target / names["wht"], "(MJy/sr)^-2",
+                job["provenance"], offset)  # fmt: skip
+    catalog_name = f"{job['association']}.cat.ecsv"
+    n = write_catalog(catalog, target / names["sci"], target / names["wht"], target / catalog_name)
+    return {
+        "exposures": written,
+        "image": names["sci"],
+        "weight": names["wht"],
+        "catalog": catalog_name,
+        "n_sources": n,
+        "pixel_scale_mas": scale,
+    }
+
+
+# --- exposures -----------------------------------------------------------------------------
+
+
+def write_exposure(
+    reduced: Path,
+    archive: Path,
+    weight: Path,
+    path: Path,
+    provenance: Mapping[str, str],
+    ra_offset: float,
+    several: bool,
+) -> None:
+    """One exposure: planes of the contract behind the archive's own primary header.
+
+    Parameters
+    ----------
+    reduced : grizli's file.
+    archive : the archive's file, for header and DQ: grizli's has HST's keywords and clipped bits.
+    weight : grizli's own drizzling weight of the exposure, saved as an array.
+    several : whether cosmic rays were looked for between exposures.
+    """
+    from astropy.io import fits
+
+    with fits.open(reduced) as done, fits.open(archive) as original:
+        sci_header = done["SCI"].header
+        unit = str(sci_header.get("OBUNIT", sci_header.get("BUNIT", ""))).upper()
+        if unit != "MJY/SR":
+            raise ProductError(f"{path.stem}: grizli left it in {unit or 'no unit'}: no flux scale was applied")
+        data = done["SCI"].data.astype(np.float32)
+        data -= np.float32(sci_header.get("MDRIZSKY", 0.0))
+        if ("BKG", 1) in done:
+            data -= done["BKG", 1].data.astype(np.float32)
+        error = done["ERR"].data.astype(np.float32)
+        wht = np.load(weight)
+        flags = original["DQ"].data.astype(np.uint32)
+        if several:
+            flags |= np.where(done["DQ"].data & _GRIZLI_OUTLIER, np.uint32(OUTLIER), np.uint32(0))
+        void = ~np.isfinite(data) | ~np.isfinite(error) | (error > _NO_ERROR) | (error <= 0)
+        void |= ~np.isfinite(original["SCI"].data)
+        wht[void | ~np.isfinite(wht) | (wht < 0)] = 0
+        # a pixel without a value has none here either
+        data[void] = np.nan
+        error[void] = np.nan
+        flags[wht == 0] |= np.uint32(DO_NOT_USE)
+        primary = original[0].header.copy()
+        for key in _PRIMARY_FROM_GRIZLI:
+            if key in done[0].header:
+                primary[key] = done[0].header[key]
+        _add_provenance(primary, provenance)
+        header = _science_header(original["SCI"].header, sci_header, ra_offset)
+        planes = [fits.PrimaryHDU(header=primary), fits.ImageHDU(data, header, name="SCI")]
+        for name, array, bunit in (("ERR", error, "MJy/sr"), ("WHT", wht, "(MJy/sr)^-2"), ("DQ", flags, "")):
+            hdu = fits.ImageHDU(array, name=name)
+            if bunit:
+                hdu.header["BUNIT"] = bunit
+            planes.append(hdu)
+        fits.HDUList(planes).writeto(path, output_verify="silentfix")
+
+
+def _science_header(archive: Any, reduced: Any, ra_offset: float) -> Any:
+    """The archive's SCI header with the aligned WCS in place of the pointing's."""
+    from astropy.wcs import WCS
+
+    header = archive.copy()
+    for key in [k for k in header if k.startswith(_WCS_PREFIXES)]:
+        header.remove(key, remove_all=True)
+    header["BUNIT"] = "MJy/sr"
+    for key in _SCI_FROM_GRIZLI:
+        if key in reduced:
+            header[key] = reduced[key]
+    header["SKYLEVEL"] = (float(reduced.get("MDRIZSKY", 0.0)), "[MJy/sr] level that was subtracted")
+    header["WCSAXES"] = 2
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN-SIP", "DEC--TAN-SIP"
+    header["CUNIT1"], header["CUNIT2"] = "deg", "deg"
+    for key in ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2"):
+        header[key] = reduced[key]
+    header["CRVAL1"] = (reduced["CRVAL1"] - ra_offset) % 360
+    for key in reduced:
+        if key.startswith(("A_", "B_")):
+            header[key] = reduced[key]
+    header["RADESYS"] = "ICRS"
+    corners = WCS(header, relax=True).calc_footprint(axes=(header["NAXIS1"], header["NAXIS2"]))
+    header["S_REGION"] = "POLYGON ICRS  " + " ".join(f"{v:.9f}" for v in corners.ravel())
+    return header
+
+
+def verify_exposure(path: Path) -> None:
+    """Read a written exposure back as anybody would, and refuse what can't be right.
+
+    Raises
+    ------
+    ProductError
+        With the number that is wrong.
+    """
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    with fits.open(path) as hdus:
+        shapes = {name: hdus[name].shape for name in ("SCI", "ERR", "WHT", "DQ")}
+        if len(set(shapes.values())) != 1:
+            raise ProductError(f"{path.name}: planes of unlike shapes {shapes}")
+        used = hdus["WHT"].data > 0
+        fraction = float(used.mean())
+        if fraction < 0.2:
+            raise ProductError(f"{path.name}: only {fraction:.1%} of its pixels can be used")
+        if not np.isfinite(hdus["SCI"].data[used]).all() or not (hdus["ERR"].data[used] > 0).all():
+            raise ProductError(f"{path.name}: pixels with weight have no value or no error")
+        if (hdus["DQ"].data[~used] & DO_NOT_USE == 0).any():
+            raise ProductError(f"{path.name}: pixels without weight are not flagged")
+        wcs = WCS(hdus["SCI"].header)
+        long_wave = str(hdus[0].header["DETECTOR"]).endswith("LONG")
+    scale = _pixel_scale_mas(wcs)
+    low, high = (60.0, 66.0) if long_wave else (29.0, 33.0)
+    if not low < scale < high:
+        raise ProductError(f"{path.name}: a pixel scale of {scale:.2f} mas is not that of its detector")
+    x, y = wcs.all_world2pix(*wcs.all_pix2world([20.0, 1024.0, 2020.0], [20.0, 1024.0, 2020.0], 0), 0)
+    if not np.allclose([x, y], [20.0, 1024.0, 2020.0], atol=0.02):
+        raise ProductError(f"{path.name}: its WCS can't be inverted")
+
+
+# --- the association's image ---------------------------------------------------------------
+
+
+def write_image(source: Path, path: Path, unit: str, provenance: Mapping[str, str], ra_offset: float) -> float:
+    """Copy a drizzled plane under the contract's name and unit; give its pixel scale in mas."""
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    with fits.open(source) as hdus:
+        header, data = hdus[0].header.copy(), hdus[0].data.astype(np.float32)
+    for key in [k for k in header if k.startswith("FLT0") or k in _IMAGE_DROP]:
+        header.remove(key, remove_all=True)
+    header["CRVAL1"] = (header["CRVAL1"] - ra_offset) % 360
+    header["TELESCOP"], header["INSTRUME"] = "JWST", "NIRCAM"
+    header["BUNIT"] = unit
+    _add_provenance(header, provenance)
+    fits.PrimaryHDU(data, header).writeto(path, output_verify="silentfix")
+    return _pixel_scale_mas(WCS(header))
+
+
+def _pixel_scale_mas(wcs: Any) -> float:
+    from astropy.wcs.utils import proj_plane_pixel_area
+
+    return float(np.sqrt(proj_plane_pixel_area(wcs.celestial)) * 3.6e6)
+
+
+def _add_provenance(header: Any, provenance: Mapping[str, str]) -> None:
+    comments = {
+        "ENGINE": "reduction engine",
+        "ENGVER": "its version",
+        "CODEVER": "version of panoramic",
+        "ASSOC": "association",
+        "REFCAT": "astrometric reference",
+        "CRDS_CTX": "CRDS context of the reduction",
+    }
+    for key, value in provenance.items():
+        header[key] = (value, comments.get(key, ""))
+
+
+def write_catalog(source: Path, image: Path, weight: Path, path: Path) -> int:
+    """Write the catalogue in the contract's columns; give the number of its rows.
+
+    Fluxes are measured again on the drizzled image, in the contract's aperture; errors are grizli's, which scales
+    the weight to the scatter that the image shows.
+    """
+    import sep
+    from astropy.io import fits
+    from astropy.table import Table
+    from astropy.wcs import WCS
+
+    from panoramic.reduction.base import CATALOG_COLUMNS
+
+    with fits.open(source) as hdus:
+        rows = Table(hdus[1].data)
+        error_scale = float(hdus[1].header.get("ERR_SCALE", 1.0))
+    with fits.open(image) as hdus:
+        data, wcs = np.ascontiguousarray(hdus[0].data, np.float32), WCS(hdus[0].header)
+    data = data.astype(data.dtype.newbyteorder("="))
+    inverse = fits.getdata(weight).astype(np.float32)
+    scale = _pixel_scale_mas(wcs) / 1000
+    to_ujy = 1e12 * (scale / 206264.806247) ** 2
+    bad = ~(inverse > 0) | ~np.isfinite(data)
+    error = np.where(bad, 0, error_scale / np.sqrt(np.where(bad, 1, inverse))).astype(np.float32)
+    x, y = np.asarray(rows["X_IMAGE"], float) - 1, np.asarray(rows["Y_IMAGE"], float) - 1
+    flux, flux_error, _ = sep.sum_circle(data, x, y, APERTURE_ARCSEC / scale, err=error, mask=bad, subpix=5)
+    ra, dec = wcs.all_pix2world(x, y, 0)
+    table = Table(
+        {
+            "id": np.asarray(rows["NUMBER"], int),
+            "ra": ra % 360,
+            "dec": dec,
+            "x": x,
+            "y": y,
+            "flux": flux * to_ujy,
+            "flux_error": flux_error * to_ujy,
+            "mag": np.asarray(rows["MAG_AUTO"], float),
+            "flux_radius": np.asarray(rows["FLUX_RADIUS"], float),
+            "flags": np.asarray(rows["FLAG" if "FLAG" in rows.colnames else "FLAGS"], int),
+        }
+    )
+    # rows on the edge, where nothing can be measured, are no sources
+    table = table[np.isfinite(table["flux_error"]) & (table["flux_error"] > 0) & np.isfinite(table["flux"])]
+    for name, meaning in CATALOG_COLUMNS.items():
+        table[name].description = meaning
+    table.write(path, format="ascii.ecsv")
+    return len(table)

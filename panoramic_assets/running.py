@@ -1,0 +1,281 @@
+"""Runs that the command line starts itself, and what it tells of them.
+
+Dagster runs in process here, with the same job, checks and executor as in the UI; the events are followed live.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import AssetKey, DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
+from dagster._core.execution.api import execute_run_iterator
+
+from panoramic.errors import FieldBusyError, InputError, UnknownNameError
+from panoramic.mosaic.build import MosaicResult
+from panoramic_assets import definitions
+from panoramic_assets.ingest import ingest, report
+from panoramic_assets.jobs import STAGES
+from panoramic_assets.observations import completeness_of
+from panoramic_assets.visits import standing_filters
+from resources.home import Home
+from resources.processes import identity
+from resources.storage import field_lock
+from sensors.stuck_runs import reap
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class CheckLine:
+    """One check's answer as the closing table shows it. ``word`` is ``passed``, ``warned`` or ``failed``."""
+
+    asset: str
+    name: str
+    word: str
+    blocking: bool
+    summary: str
+    value: str
+    limit: str
+
+
+@dataclass
+class FieldOutcome:
+    """What a field's run came to."""
+
+    field: str
+    seconds: float = 0.0
+    checks: list[CheckLine] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)
+
+    @property
+    def reached_last_stage(self) -> bool:
+        """Whether the field went through all stages, with what was held back named; a failed blocking check stops it."""
+        return STAGES[-1] in self.stages and not any(c.word == "failed" and c.blocking for c in self.checks)
+
+    @property
+    def state(self) -> str:
+        """One word for the title."""
+        return "finished" if self.reached_last_stage else "failed" if self.errors else "blocked"
+
+
+def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
+    """Look at the archive, write it down, tell Dagster; returns the fields to run.
+
+    Raises
+    ------
+    UnknownNameError
+        A wanted field does not exist; the nearest names are in the message.
+    InputError
+        Nothing in the archive can be used.
+    """
+    look = home.archive.look()
+    found = ingest(home.database, home.survey, look, datetime.now(UTC).replace(tzinfo=None))
+    say(
+        f"archive: {found.n_rows} rows; {len(found.new)} new exposures, {len(found.changed)} changed, "
+        f"{len(found.unchanged)} known, {len(found.refused)} refused, {len(found.unreleased)} not yet public"
+    )
+    for dataset, reason in [*sorted(found.refused.items())[:10], *sorted(found.faults.items())]:
+        say(f"  {dataset}: {reason}")
+    for error in found.errors:
+        say(f"  {error}")
+    names = home.database.field_names()
+    for name in wanted:
+        if name not in names:
+            raise UnknownNameError("field", name, names)
+    if not names:
+        reasons = list(found.faults.values()) + found.errors + list(found.refused.values())
+        raise InputError(f"no exposure of {look.source} can be used: {'; '.join(reasons[:5]) or 'it has no NIRCam image'}")
+    with DagsterInstance.get() as instance:
+        for run_id in reap(instance):
+            say(f"run {run_id[:8]} of an earlier process was left unfinished; it is reported failed and done again")
+        report(home.database, instance)
+    return wanted or names
+
+
+def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
+    """Run all stages of a field here and now; a second run on the same field waits."""
+    started = time.monotonic()
+    outcome = FieldOutcome(name)
+    with DagsterInstance.get() as instance, _alone(home, instance, name, say):
+        _remove_leftovers(home, name)
+        job = definitions.field_job()
+        reconstructable_job = reconstructable(definitions.field_job)
+        run = instance.create_run_for_job(
+            job,
+            job_code_origin=reconstructable_job.get_python_origin(),
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            asset_selection=frozenset(job.asset_layer.executable_asset_keys),
+            tags={"dagster/partition": name, **identity()},
+        )
+        say(f"{name}: run {run.run_id[:8]}")
+        for event in execute_run_iterator(reconstructable_job, run, instance):
+            _follow(event, outcome, say)
+        blocking = {key for key in job.asset_layer.asset_graph.asset_check_keys if _is_blocking(job, key)}
+        for check in outcome.checks:
+            check.blocking = (check.asset, check.name) in {(k.asset_key.to_user_string(), k.name) for k in blocking}
+    order = {stage: i for i, stage in enumerate(STAGES)}
+    outcome.checks.sort(key=lambda c: (order.get(c.asset, 9), c.name))
+    outcome.products = [str(home.storage.path(p["path"])) for m in home.database.mosaics(name) for p in home.database.products(m["stem"]) if p["path"].endswith((".fits", ".ecsv"))]
+    outcome.products += sorted(str(p) for p in home.storage.path(f"{name}/mosaics").glob("*.png"))
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _is_blocking(job: Any, key: Any) -> bool:
+    return bool(job.asset_layer.asset_graph.get(key).blocking)
+
+
+@contextmanager
+def _alone(home: Home, instance: DagsterInstance, name: str, say: Say) -> Iterator[None]:
+    """Hold the field's lock; a run of the daemon on the same field is refused with its name."""
+    queued = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+    others = instance.get_runs(RunsFilter(statuses=queued, tags={"dagster/partition": name}))
+    foreign = [run for run in others if "panoramic/pid" not in run.tags]
+    if foreign:
+        raise FieldBusyError(
+            f"run {foreign[0].run_id[:8]} of the daemon works on {name}: wait for it, or terminate it in the UI"
+        )
+    with field_lock(name, home.path / "locks", on_wait=say):
+        yield
+
+
+def _remove_leftovers(home: Home, name: str) -> None:
+    """Remove what a killed run left in the work folder: the field's lock is ours, so nobody uses it."""
+    import shutil
+
+    from panoramic.reduction.workfolder import remove_orphans
+
+    remove_orphans(home.work)
+    for folder in home.work.glob(f"staged-*{name}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _follow(event: DagsterEvent, outcome: FieldOutcome, say: Say) -> None:
+    step = event.step_key or ""
+    short = step.split(".")[-1]
+    if event.is_step_start:
+        say(f"  {short}")
+    elif event.is_step_failure:
+        data = event.step_failure_data
+        message = data.user_failure_data.description if data.user_failure_data and data.user_failure_data.description else None
+        outcome.errors.append(f"{short}: {message or (data.error.message.strip() if data.error else 'failed')}")
+        cause = data.error.cause if data.error else None
+        if cause is not None:
+            outcome.errors.append(f"  {cause.message.strip()}")
+        say(f"  {short} failed: {outcome.errors[-1]}")
+    elif event.is_step_up_for_retry:
+        say(f"  {short} is tried again")
+    elif event.is_step_materialization:
+        key = event.step_materialization_data.materialization.asset_key
+        outcome.stages.add(key.to_user_string())
+        say(f"{outcome.field}: {key.to_user_string()} materialized")
+    elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+        evaluation = event.asset_check_evaluation_data
+        values = {k: v.value for k, v in evaluation.metadata.items()}
+        word = "passed" if evaluation.passed else "warned" if evaluation.severity.value == "WARN" else "failed"
+        outcome.checks.append(
+            CheckLine(
+                asset=evaluation.asset_key.to_user_string(),
+                name=evaluation.check_name,
+                word=word,
+                blocking=False,
+                summary=evaluation.description or "",
+                value=_first_number(values),
+                limit=_plain(values.get("limit")),
+            )
+        )
+
+
+def _first_number(values: dict[str, Any]) -> str:
+    for preferred in ("worst value", "worst offset [mas]", "fewest on a detector", "missing", "held back"):
+        if preferred in values:
+            return _plain(values[preferred])
+    for key, value in values.items():
+        if isinstance(value, int | float) and key != "limit":
+            return _plain(value)
+    return ""
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def children_peak_mib() -> float:
+    """Peak memory of the largest process that this one started, MiB."""
+    return max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def unfinished_runs() -> list[str]:
+    """One line for each run that is queued or under way."""
+    statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+    with DagsterInstance.get() as instance:
+        runs = instance.get_runs(RunsFilter(statuses=statuses))
+    return [f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}" for r in runs]
+
+
+def association_numbers(home: Home, name: str) -> dict[str, str]:
+    """RMS, reference, N and error of an association, as text."""
+    stored = home.database.reduction(name)
+    numbers = {"rms": "", "reference": "", "n": "", "error": ""}
+    if stored is None:
+        return numbers
+    result = stored[1]
+    matched = [max(f.rms_x, f.rms_y) for f in result.relative if f.role == "matched"]
+    if matched:
+        numbers["rms"] = f"{max(matched):.3f}"
+    if result.absolute is not None and result.absolute.n > 0:
+        fit = result.absolute
+        numbers |= {"reference": fit.reference, "n": str(fit.n), "error": f"{fit.rms * fit.pixel_scale_mas / fit.n**0.5:.1f}"}
+    return numbers
+
+
+def explain_field(home: Home, name: str) -> list[str]:
+    """What a field lacks and why, and which of its checks failed last."""
+    lines = [f"{name}: {len(home.database.mosaics(name))} mosaics"]
+    for missing, why in sorted(completeness_of(home, name).all_missing.items()):
+        lines.append(f"  missing {missing}: {why}")
+    for row in home.database.association_rows(name):
+        if row["status"] == 2:
+            continue
+        words = {70: "waits", 0: "is queued", 1: "is running", 9: "alignment failed", 10: "has no data", 12: "is not to be run"}
+        lines.append(f"  {row['assoc_name']} {words.get(row['status'], row['status'])}: {row['cause']}")
+    there = {row["filter_key"] for row in home.database.mosaics(name)}
+    for key, (_, accepted, total) in standing_filters(home, name).items():
+        if key not in there:
+            lines.append(f"  no mosaic in {key}: {accepted} of {total} exposures accepted")
+    for mosaic in home.database.mosaics(name):
+        for note in MosaicResult.from_json(mosaic["result"]).notes:
+            lines.append(f"  {mosaic['filter_key']}: {note}")
+    lines += _failed_checks(name)
+    return lines if len(lines) > 1 else [*lines, "  nothing is missing and nothing is held back"]
+
+
+def _failed_checks(name: str) -> list[str]:
+    """Checks of the field whose newest answer is not a pass."""
+    job = definitions.field_job()
+    lines = []
+    with DagsterInstance.get() as instance:
+        keys = list(job.asset_layer.asset_graph.asset_check_keys)
+        for key in sorted(keys, key=lambda k: (STAGES.index(k.asset_key.to_user_string()), k.name)):
+            records = instance.event_log_storage.get_asset_check_execution_history(key, limit=200)
+            for record in records:
+                evaluation = record.event.dagster_event.asset_check_evaluation_data if record.event and record.event.dagster_event else None
+                if evaluation is None or evaluation.partition != name:
+                    continue
+                if not evaluation.passed:
+                    lines.append(f"  check {key.asset_key.to_user_string()}.{key.name}: {evaluation.description}")
+                break
+    return lines
+
+
+def asset_keys() -> list[AssetKey]:
+    """The stages, in order."""
+    return [AssetKey(stage) for stage in STAGES]

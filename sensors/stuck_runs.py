@@ -1,0 +1,65 @@
+"""The reaper: runs whose process is gone stay STARTED for ever in Dagster and hold their field; report them failed."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import dagster as dg
+from dagster import DagsterEventType, DagsterInstance, DagsterRun
+
+from resources.processes import is_gone, start_time
+
+_STARTED_PROCESS = re.compile(r"\(pid: (\d+)\)")
+
+
+def dead_runs(instance: DagsterInstance) -> dict[str, str]:
+    """Unfinished runs whose process is gone, with what was seen of each."""
+    unfinished = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+    )
+    found = {}
+    for run in instance.get_runs(filters=unfinished):
+        gone = is_gone(run.tags)
+        if gone is None:
+            gone = _daemon_run_is_gone(instance, run)
+        if gone:
+            found[run.run_id] = "the process that executed this run has ended without saying so (killed, or the machine restarted)"
+    return found
+
+
+def _daemon_run_is_gone(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """A run of the daemon's launcher is dead when its code server's socket is gone, and so is its own process."""
+    info = json.loads(run.tags.get(".dagster/grpc_info", "{}"))
+    server = info.get("socket")
+    if not server or Path(server).exists():
+        return False
+    records = instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT).records
+    pids = [
+        int(match.group(1))
+        for record in records
+        if (match := _STARTED_PROCESS.search(record.event_log_entry.user_message or record.event_log_entry.message or ""))
+    ]
+    return bool(pids) and all(start_time(pid) is None for pid in pids if pid != os.getpid())
+
+
+def reap(instance: DagsterInstance) -> list[str]:
+    """Report dead runs failed, so that their fields are free and ``run_retries`` may run them again."""
+    dead = dead_runs(instance)
+    for run_id, why in dead.items():
+        run = instance.get_run_by_id(run_id)
+        if run is not None:
+            instance.report_run_failed(run, why)
+    return sorted(dead)
+
+
+@dg.sensor(
+    name="stuck_runs",
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reports runs failed whose process is gone, so that they don't hold their field for ever.",
+)
+def stuck_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Reap dead runs; `run_retries` runs them again."""
+    reaped = reap(context.instance)
+    return dg.SkipReason(f"reported failed: {', '.join(reaped)}" if reaped else "every unfinished run has its process")
