@@ -2,13 +2,10 @@
 
 import dagster as dg
 
-from panoramic_assets.partitions import fields_partitions
-
 STAGES = ("observations", "associations", "astrometric_reference", "preprocessed_visits", "mosaics")
 
 field_job = dg.define_asset_job(
     "field_job",
     selection=dg.AssetSelection.assets(*STAGES),
-    partitions_def=fields_partitions,
     description="All stages of a field; what did not change since its last run is not done again.",
 )

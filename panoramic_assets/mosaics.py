@@ -21,7 +21,7 @@ from panoramic_assets.astrometry import members_of, published_reference
 from panoramic_assets.common import mapping_key, RETRY, answer, as_table, field_of, picture
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish
+from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish, staging
 from panoramic_assets.visits import enough, preprocessed_visits, standing_filters
 from resources.home import Home, HomeResource
 
@@ -101,7 +101,7 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
     if stored and stored["fingerprint"] == fingerprint and products_stand(home, stem):
         log(f"{stem}: nothing changed, the mosaic of an earlier run stands")
         return _numbers(filter_key, MosaicResult.from_json(stored["result"]), reused=True)
-    folder = home.work / f"staged-{stem}"
+    folder = staging(home, mosaic_key(field, filter_key))
     shutil.rmtree(folder, ignore_errors=True)
     checksums = {one.dataset: one.sha256 or "" for one in inputs}
     provenance = record(
@@ -117,7 +117,6 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
         "PANVERS": __version__,
         "SURVEY": home.survey.name,
         "SURVDIG": home.survey.digest,
-        "FIELD": field,
         "FINGERPR": fingerprint[:16],
         "CRDS_CTX": provenance["crds_context"],
         "ASTROREF": str(provenance["reference_catalog"])[:60],

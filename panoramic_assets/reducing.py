@@ -167,7 +167,7 @@ def reduce_association(
     home.database.set_status(name, RUNNING)
     home.storage.require_room(150_000_000 * (2 + len(inputs)))
     exposures = tuple(ExposureInput(dataset, path) for dataset, path in inputs.items())
-    folder = home.work / f"staged-{name}"  # one name: a killed run's leftover is found again and removed
+    folder = staging(home, association_key(association))
     attempts: list[dict[str, Any]] = []
     try:
         for reference in candidates.usable or [None]:
@@ -201,6 +201,12 @@ def reduce_association(
         shutil.rmtree(folder, ignore_errors=True)
     home.database.put_reduction(association, fingerprint, result, verdict, attempts, products)
     return _outcome(association, result, verdict)
+
+
+def staging(home: Home, key: str) -> Path:
+    """The folder beside a product's place in which it is made: a killed run's leftover is found there and removed."""
+    place = home.storage.path(key)
+    return place.with_name(f".staged-{place.name}")
 
 
 def fetch(home: Home, exposure: Exposure) -> Path:

@@ -154,7 +154,7 @@ def _remove_leftovers(home: Home, name: str) -> None:
     from panoramic.reduction.workfolder import remove_orphans
 
     remove_orphans(home.work)
-    for folder in home.work.glob(f"staged-*{name}*"):
+    for folder in home.storage.path(name).glob("*/.staged-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

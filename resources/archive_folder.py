@@ -126,17 +126,14 @@ class FolderArchive:
         known = self._facts.all("exposure")
         for name, places in sorted(files.items()):
             listed = table.rows.get(name) if table else None
-            row = self._row(look, places, listed, seen, known)
-            if row is None:
-                continue
-            look.rows.append(row)
+            look.rows.append(self._row(look, places, listed, seen, known))
             if table and listed is None and not _dataset_listed(table, name):
                 look.faults.append(ArchiveFault(name, f"{table.path.name} does not list this file", "file_without_row"))
         if table:
             self._add_rows_without_files(look, table, files)
         now_there = [f for places in files.values() for f in places]
         self._facts.put_many("seen", [(str(f.path), f.size, f.mtime_ns, None) for f in now_there if not _same(seen, f)])
-        gone = [p for p in seen if p.startswith(f"{self.path}{os.sep}") and p not in {str(f.path) for f in now_there}]
+        gone = {p for p in seen if p.startswith(f"{self.path}{os.sep}")} - {str(f.path) for f in now_there}
         for kind in ("seen", "exposure", "md5"):
             self._facts.forget(kind, gone)
         return look
@@ -239,7 +236,7 @@ class FolderArchive:
         listed: dict[str, Any] | None,
         seen: dict[str, tuple[int, int, Any]],
         known: dict[str, tuple[int, int, Any]],
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, Any]:
         """The row of one file name, its faults added to the look."""
         file = places[0]
         size, mtime_ns, value = known.get(str(file.path), (-1, -1, None))

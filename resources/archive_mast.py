@@ -1,6 +1,6 @@
 """MAST, the Mikulski Archive for Space Telescopes, as an archive.
 
-Put here the archive's own terms: services, filters, paging. Keep out how bytes travel (`http.py`, `downloads.py`).
+Put here the archive's own terms: services, filters, paging. Keep out how bytes travel (`downloads.py`).
 
 The keyword service lists one row per file, mostly the highest level of an exposure; the checksum and size of a row
 belong to that row's own file name.
@@ -24,7 +24,7 @@ from panoramic.survey import MastArchive as MastRules
 from resources.archive import ArchiveLook
 from resources.downloads import Fetcher
 from resources.exposure_files import FULL_FRAME
-from resources.http import prepare_session, service_error
+from resources.http_session import prepare_session, service_error
 
 SERVICE = "Mast.Jwst.Filtered.Nircam"
 PRODUCT_LEVELS = ("2a", "2b")

@@ -26,7 +26,7 @@ from panoramic.errors import (
 )
 from resources.exposure_files import FULL_FRAME, check_exposure, read_headers
 from resources.file_facts import FileFacts, digest_file
-from resources.http import service_error
+from resources.http_session import service_error
 
 CHUNK = 64 * 1024
 

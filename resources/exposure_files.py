@@ -6,7 +6,6 @@ Put here the reading of a single exposure's headers. Keep out where the file lie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def read_headers(path: Path) -> list[fits.Header]:
         while position < size:
             header, length = _read_header(path, stream, first=not headers)
             end = position + length + _data_length(path, header)
-            name = str(header.get("EXTNAME", "primary"))
+            name = _plane(header) or "primary"
             if end > size:
                 raise TruncatedFileError(
                     path, f"ends at byte {size}, but its HDU {len(headers)} ({name}) goes to byte {end}"
@@ -116,13 +115,13 @@ def check_exposure(path: Path, headers: list[fits.Header], shape: tuple[int, int
     WrongShapeError, MissingKeywordError
         With the plane or the keywords.
     """
-    planes = {str(h.get("EXTNAME", "")).upper(): h for h in reversed(headers)}
+    planes = {_plane(h): h for h in reversed(headers)}
     absent = [name for name in PLANES if name not in planes]
     if absent:
         raise WrongShapeError(path, f"has no {', '.join(absent)} plane")
     primary, science = headers[0], planes["SCI"]
-    subarray = str(primary.get("SUBARRAY", "FULL")).strip().upper()
-    expected = tuple(shape) if subarray in ("FULL", "") else _shape(science)
+    subarray = (_text(primary, "SUBARRAY") or "FULL").upper()
+    expected = tuple(shape) if subarray == "FULL" else _shape(science)
     for name in PLANES:
         if _shape(planes[name]) != expected:
             raise WrongShapeError(path, f"its {name} plane has the shape {_shape(planes[name])}, not {expected}")
@@ -140,7 +139,7 @@ def check_exposure(path: Path, headers: list[fits.Header], shape: tuple[int, int
 
 def _check_identity(path: Path, primary: fits.Header) -> None:
     """A header that says it is of another instrument or detector than the file's name is not to be trusted."""
-    instrument, detector = str(primary["INSTRUME"]).strip().upper(), str(primary["DETECTOR"]).strip().upper()
+    instrument, detector = ((_text(primary, k) or "").upper() for k in ("INSTRUME", "DETECTOR"))
     if instrument != "NIRCAM":
         raise MissingKeywordError(path, f"INSTRUME is {instrument!r}, not 'NIRCAM'")
     if detector not in DETECTORS:
@@ -168,6 +167,11 @@ def _value(header: fits.Header, keyword: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _plane(header: fits.Header) -> str:
+    """Upper-case name of an extension, empty for the primary header."""
+    return (_text(header, "EXTNAME") or "").upper()
 
 
 def _text(header: fits.Header, keyword: str) -> str | None:
@@ -219,14 +223,14 @@ def row_from_headers(path: Path, headers: list[fits.Header]) -> dict[str, Any]:
     """
     row = row_from_name(path.name)
     primary = headers[0]
-    science = next((h for h in headers if str(h.get("EXTNAME", "")).upper() == "SCI"), primary)
+    science = next((h for h in headers if _plane(h) == "SCI"), primary)
     for column in HEADER_COLUMNS:
         keyword = column.upper()
         value = _value(primary, keyword)
         row[column] = _value(science, keyword) if value is None else value
     row["detector"] = row["detector"] or split_filename(path.name)["detector"].upper()
     row["module"] = row["module"] or row["detector"][3:4]
-    start, end = _exposure_dates(primary, row)
+    start, end = _exposure_dates(primary)
     row["expstart"] = start if row["expstart"] is None else row["expstart"]
     row["expend"] = end if row["expend"] is None else row["expend"]
     row["date_obs_mjd"], row["date_end_mjd"] = start, end
@@ -237,15 +241,14 @@ def row_from_headers(path: Path, headers: list[fits.Header]) -> dict[str, Any]:
     return row
 
 
-def _exposure_dates(primary: fits.Header, row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def _exposure_dates(primary: fits.Header) -> tuple[float | None, float | None]:
     """Start and end in MJD (UTC), from whichever keywords there are."""
     start = _number(primary, "EXPSTART") or _mjd(_text(primary, "DATE-BEG"))
     if start is None and (day := _text(primary, "DATE-OBS")):
         start = _mjd(f"{day}T{_text(primary, 'TIME-OBS') or '00:00:00'}")
     end = _number(primary, "EXPEND") or _mjd(_text(primary, "DATE-END"))
     if end is None and start is not None:
-        seconds = row.get("duration") or row.get("effexptm") or 0.0
-        end = start + float(seconds) / 86400
+        end = start + (_number(primary, "DURATION") or _number(primary, "EFFEXPTM") or 0.0) / 86400
     return start, end
 
 

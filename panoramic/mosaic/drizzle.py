@@ -79,7 +79,10 @@ def drizzle_tile(
     for first in range(0, len(touching), _CONTEXT_BITS):
         batch: list[tuple[Exposure, tuple[slice, slice]]] = []
         context = np.zeros((1, *shape), np.int32)
-        engine = Drizzle(kernel=rules.kernel, fillval=0.0, out_img=science, out_wht=weight, out_ctx=context)
+        engine = Drizzle(
+            kernel=rules.kernel, fillval=0.0, out_img=science, out_wht=weight, out_ctx=context,
+            exptime=sum(exposure.exposure_time for exposure in touching[:first]),
+        )  # fmt: skip
         for exposure in touching[first : first + _CONTEXT_BITS]:
             window = exposure.map.window(_box(tile, grid))
             if window is None:
@@ -95,8 +98,7 @@ def drizzle_tile(
                 in_units="cps",
             )
             batch.append((exposure, _reach(positions, grid.tile_px)))
-        science, weight = engine.out_img, engine.out_wht
-        _add_seconds(engine.out_ctx, batch, seconds, reached)
+        _add_seconds(context, batch, seconds, reached)
     empty = weight <= 0
     if empty.all():
         return None

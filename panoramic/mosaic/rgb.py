@@ -165,7 +165,7 @@ class _Mosaic:
 
 def _stretch(intensity: np.ndarray) -> np.ndarray:
     """Asinh stretch of a signal in units of its noise to 0..1; the sky is dark, but not black."""
-    low, high = np.arcsinh(-2.0 / _SOFTENING), np.arcsinh(_BRIGHTEST / _SOFTENING)
+    low, high = np.arcsinh(-4.0 / _SOFTENING), np.arcsinh(_BRIGHTEST / _SOFTENING)
     return np.clip((np.arcsinh(intensity / _SOFTENING) - low) / (high - low), 0, 1)
 
 
@@ -192,8 +192,9 @@ def _colour(planes: list[tuple[np.ndarray, float]]) -> np.ndarray:
     blue, green, red = channels
     intensity = (blue + green + red) / 3
     factor = _stretch(intensity) / np.maximum(np.abs(intensity), 0.5)
-    # near the sky the ratio of channels is noise: there the stretch is that of each channel
-    faint = np.exp(-0.5 * (np.maximum(intensity, 0) / 3) ** 2)
+    # near the sky the ratio of channels is noise, and everywhere the filters' unlike sharpness paints rings of pure
+    # colour: so the stretch of each channel by itself keeps the greater share
+    faint = 0.65 + 0.35 * np.exp(-0.5 * (np.maximum(intensity, 0) / 3) ** 2)
     rgb = np.stack(
         [faint * _stretch(c) + (1 - faint) * np.clip(c, 0, None) * factor for c in (red, green, blue)], axis=-1
     )

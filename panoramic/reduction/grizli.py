@@ -204,7 +204,7 @@ class _Reading:
             failures = [self._gave_up()]
         why = failures[0] if failures else "grizli left it out without a word"
         job.products.mkdir(exist_ok=True)
-        shutil.copyfile(job.log, job.products / job.log.name)
+        self._write_log(job.products / job.log.name)
         stems = {alias: dataset for dataset, alias in job.aliases.items()}
         return ReductionResult(
             association=job.association,
@@ -226,6 +226,15 @@ class _Reading:
             wall_seconds=self.end.wall_seconds,
             peak_mib=self.end.peak_mib,
         )
+
+    def _write_log(self, path: Path) -> None:
+        """What grizli printed, then its two small logs of shifts and WCS."""
+        with path.open("w") as stream:
+            stream.write(self.text)
+            for name in ("shifts", "wcs"):
+                log = self.job.prep / f"{self.job.root}_{name}.log"
+                if log.exists():
+                    stream.write(f"\n=== {log.name}\n{log.read_text()}")
 
     def _calibrated(self, dataset: str, name: str) -> CalibratedExposure:
         path = self.job.products / name

@@ -45,7 +45,7 @@ class GrizliJob:
 
     @property
     def root(self) -> str:
-        """grizli's name of the association: it takes filter and channel from names, and splits them at dashes."""
+        """Name of the association inside grizli, which reads filters from names and splits them at dashes."""
         return f"nircam-{self.headers[0].filter}-{self.headers[0].pupil}".lower()
 
     @cached_property
@@ -80,7 +80,7 @@ class GrizliJob:
 
     @property
     def prep(self) -> Path:
-        """grizli's own folder of products."""
+        """Folder where grizli leaves its own products."""
         return self.folder / self.root / "Prep"
 
     @property
@@ -126,7 +126,7 @@ class GrizliJob:
         }
 
     def _link_configuration(self) -> None:
-        """grizli's folder, made of links: grizli writes into the one that it is given."""
+        """Make grizli's folder of links: grizli writes into the one that it is given."""
         conf = self.folder / "grizli" / "CONF"
         conf.mkdir(parents=True)
         given = self.calibration.grizli_path

@@ -63,7 +63,7 @@ class GrizliParameters(BaseModel):
     # cosmic rays, background
     driz_cr_snr: str = Field("8.0 5.0", pattern=r"^[\d.]+ [\d.]+$", description="AstroDrizzle's limits, sigma")
     driz_cr_scale: str = Field("2.5 0.7", pattern=r"^[\d.]+ [\d.]+$", description="AstroDrizzle's gradient scales")
-    background_mesh: Positive | None = Field(25.6, description="mesh of the background, arcsec; null: none is subtracted")
+    background_mesh: Positive | None = Field(25.6, description="mesh of the background, arcsec; null: none")
     angle_background: bool | None = Field(None, description="background along diffraction spikes; lean: not")
 
     def prep_args(self) -> dict[str, Any]:

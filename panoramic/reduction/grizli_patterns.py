@@ -63,7 +63,11 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         rf"nircam_wisp_correction - {FILE}: \S+ not found",
         "scattered light (wisps) was not subtracted: there is no template for this detector and filter",
     ),
-    Pattern("wisp_template", r"NRC\w+ key not found in \S*nircam_wisp.yml", "grizli has no wisp region for this detector"),
+    Pattern(
+        "wisp_template",
+        r"NRC\w+ key not found in \S*nircam_wisp.yml",
+        "grizli knows no region of wisps for this detector",
+    ),
     # jwst_utils.get_jwst_skyflat
     Pattern(
         "sky_flat",
@@ -97,14 +101,22 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         "the hot pixel finder flagged nothing or far too much and was ignored",
         per_exposure=True,
     ),
-    # jwst's own steps
-    Pattern("flat_field", r"Flat-?field(?:ing)? (?:step )?(?:will be|was) skipped", "the flat field was not applied"),
-    Pattern("flat_field", r"flat_field step.* skipped|Step skipped.*flat", "the flat field was not applied"),
-    Pattern("photometric_calibration", r"Photom step will be skipped", "counts were not converted to MJy/sr"),
+    # jwst's own steps: flat_field.py, photom.py
     Pattern(
-        "photometric_calibration", r"No match to reference file|Step photom skipped", "counts were not converted to MJy/sr"
+        "flat_field",
+        r"No flat found or supplied; step will be skipped|Reference data array is smaller than science data",
+        "the flat field was not applied",
     ),
-    Pattern("pixel_area", r"Pixel area (?:reference file|map) .*(?:not found|missing)", "no pixel area was attached"),
+    Pattern(
+        "photometric_calibration",
+        r"No PHOTOM reference file found|Photom step will be skipped|one matching row in table, found 0",
+        "counts were not converted to MJy/sr",
+    ),
+    Pattern(
+        "pixel_area",
+        r"The PIXAR_(?:SR|A2) keyword is missing from|Pixel area is None",
+        "the nominal pixel area is unknown: catalogue fluxes rest on the WCS alone",
+    ),
     # prep.tweak_align and auto_script.preprocess
     Pattern(
         "relative_alignment",
@@ -118,7 +130,7 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     Pattern("absolute_alignment", r"^# ! tristars failed", "pattern matching to the reference failed once"),
     Pattern("outliers", r"JWST Outlier Detection Failed", "jwst's outlier step failed; AstroDrizzle's was used"),
     # utils.drizzle_from_visit
-    Pattern("exposure", r"^open\((?P<file>[\w./-]+?)_rate\.fits\) failed", "the exposure could not be opened for drizzling"),
+    Pattern("exposure", rf"^open\({FILE}\) failed", "the exposure could not be opened for drizzling"),
     Pattern("exposure", rf"Failed to initialize WCS on {FILE}", "the exposure has no usable WCS for drizzling"),
     # utils.calc_header_zeropoint
     Pattern("zeropoint", r"use ZP=25\b", "the catalogue's magnitudes have no zeropoint"),
@@ -126,26 +138,24 @@ DEGRADATIONS: tuple[Pattern, ...] = (
 
 # Messages that look bad and are not, each with the reason.
 HARMLESS: tuple[tuple[str, str], ...] = (
-    (r"gaia_catalog_for_assoc", "the driver gives the reference; grizli's own Gaia query is not asked"),
+    (r"^[\w.]+\(\*\*\{", "the arguments of a call"),
+    (r"gaia_catalog_for_assoc: not asked", "the driver gives the reference"),
     (r"get_photom_scale .*: jwst_\d+\.pmap > ", "corrections are for contexts up to jwst_0988 only"),
-    (r"VISITYPE \(\w*\) != PARALLEL_PURE", "nothing to mend"),
-    (r"VISITYPE not found in header", "nothing to mend"),
+    (r"photom_correction\.yml: Scale", "a correction was found and applied"),
+    (r"VISITYPE \(\w*\) != PARALLEL_PURE|VISITYPE not found in header", "no pointing to mend"),
     (r"Only one direct image found, can't compute shifts", "a single exposure"),
     (r"NIRCam (?:filter|detector) \w+ not supported", "no wisps in this detector or filter"),
-    (r"skip(?:ped)?_|_skip|skip_", "a parameter's name"),
-    (r"RuntimeWarning|DeprecationWarning|UserWarning|FutureWarning|VerifyWarning|AstropyWarning", "Python's own warnings"),
-    (r"reference_catalogs|run_tweak_align|failed_", "a parameter's name"),
-    (r"general_fetch_file: .* switched off", "templates come from the given folder only; what is missing is named apart"),
+    (r"\w+Warning\b", "Python's own warnings"),
+    (r"general_fetch_file: .* switched off", "the template that it wanted is named apart"),
     (r"Failed to `import", "optional packages of grizli's spectroscopy"),
     (r"Couldn't `import (?:reprocess_wfc3|tristars|sewpy)", "HST's pipeline, and matchers that are not used"),
-    (r"photom_correction\.yml: Scale", "a correction was found and applied"),
 )
 
 # A line that matches none of the above and one of these is reported as it stands, so that a new message is not lost.
 SUSPICIOUS: tuple[str, ...] = (
     r"(?i)\bfailed\b",
     r"(?i)\bnot found\b",
-    r"^# ! Exception",
+    r"^# !\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit)\b",
     r"^# !!",
     r"(?i)\bcouldn't\b",
     r"turning off",
@@ -154,7 +164,7 @@ SUSPICIOUS: tuple[str, ...] = (
 # Lines that say that alignment, not the engine, gave up. Group 0 is shown to the user.
 ALIGNMENT_FAILURES: tuple[tuple[str, str], ...] = (
     (r"no reference objects found in the DRZ footprint", "no source of the reference lies in the image"),
-    (r"no objects found in magnitude range \[.*?\].*", "no source of the image is in the magnitude range for alignment"),
+    (r"no objects found in magnitude range \[.*?\].*", "no source of the image is bright and sharp enough to align"),
     (r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
     (r"# !! `tweak_flt` tristars failed", "pattern matching between the exposures failed"),
     (r"No triangles|Need at least 3 points|QhullError|not enough points", "too few sources to match"),

@@ -30,13 +30,14 @@ from panoramic.simulate.catalogs import NAMES, make_catalog
 from panoramic.simulate.detector import WISP_PLACES, wisp_template
 from panoramic.simulate.exposures import make_exposure, write_text
 from panoramic.simulate.geometry import filter_offset
-from panoramic.simulate.headers import CONTEXT
+from panoramic.simulate.headers import CONTEXT, metadata_row
 from panoramic.simulate.plan import PlannedExposure, plan_exposures, wheel
 from panoramic.simulate.program import MissingExposure, Simulation
 from panoramic.simulate.sky import make_sources
 
 VERSION = 1
 """Of the simulator: raise it whenever the same description would give other bytes."""
+RATE_FILE_BYTES = 83_934_720
 STAMP, WORK = "simulation.json", ".simulating"
 PUBLISHED = ("ra", "dec", "mag", "ra_error", "dec_error", "pm_ra", "pm_dec", "epoch")
 
@@ -114,7 +115,7 @@ def simulate_archive(
     if simulation.effects.wisps:
         _write_wisps(simulation, path)
 
-    wanted = [p for p in plans if not _missing(simulation, p)]
+    wanted = [p for p in plans if _has_file(simulation, p)]
     folder = path / "exposures"
     folder.mkdir(exist_ok=True)
     _make_exposures(simulation, wanted, sources, folder, work, tell, workers)
@@ -160,18 +161,20 @@ def _claim(path: Path, work: Path, stamp: dict[str, object]) -> None:
     write_text(claim, json.dumps(stamp))
 
 
-def _missing(simulation: Simulation, plan: PlannedExposure, *, with_row: bool = True) -> bool:
-    """Whether a fault takes the file away; with_row=False: its row too."""
-    return any(
-        isinstance(f, MissingExposure) and fnmatch.fnmatch(plan.dataset, f.match) and (with_row or not f.keep_row)
-        for f in simulation.faults
-    )
+def _has_file(simulation: Simulation, plan: PlannedExposure) -> bool:
+    faults = [f for f in simulation.faults if isinstance(f, MissingExposure)]
+    return not any(fnmatch.fnmatch(plan.dataset, f.match) for f in faults)
+
+
+def _has_row(simulation: Simulation, plan: PlannedExposure) -> bool:
+    faults = [f for f in simulation.faults if isinstance(f, MissingExposure) and not f.keep_row]
+    return not any(fnmatch.fnmatch(plan.dataset, f.match) for f in faults)
 
 
 def _describe(simulation: Simulation, path: Path, plans: list[PlannedExposure], *, made: bool) -> SimulatedArchive:
     return SimulatedArchive(
         path=path,
-        datasets=tuple(p.dataset for p in plans if not _missing(simulation, p)),
+        datasets=tuple(p.dataset for p in plans if _has_file(simulation, p)),
         crds_path=path / "crds",
         crds_context=CONTEXT,
         reference_catalogs={name: path / "reference_catalogs" / f"{name}.ecsv" for name in NAMES},
@@ -220,7 +223,7 @@ def _write_truth(simulation: Simulation, path: Path, plans: list[PlannedExposure
                 "fault_dx_arcsec": p.fault_shift_arcsec[0],
                 "fault_dy_arcsec": p.fault_shift_arcsec[1],
                 "smeared": p.smear is not None,
-                "missing": _missing(simulation, p),
+                "missing": not _has_file(simulation, p),
             }
         )
     _write_table(Table(rows), path / "truth" / "exposures.ecsv")
@@ -301,17 +304,15 @@ def _one(simulation: Simulation, plan: PlannedExposure, sources: Table | None, f
 
 def _write_metadata(simulation: Simulation, plans: list[PlannedExposure], path: Path, work: Path) -> None:
     rows = []
-    for plan in plans:
-        note = work / f"{plan.dataset}.json"
-        if note.exists() and not _missing(simulation, plan):
-            rows.append(json.loads(note.read_text())["row"])
-        elif _missing(simulation, plan) and not _missing(simulation, plan, with_row=False):
-            from panoramic.simulate.headers import metadata_row
-
-            # The archive lists it, and its file can't be had: the size is that of its neighbours.
-            rows.append(metadata_row(simulation, plan, 83934720, "0" * 32))
+    for plan in (p for p in plans if _has_row(simulation, p)):
+        if _has_file(simulation, plan):
+            rows.append(json.loads((work / f"{plan.dataset}.json").read_text())["row"])
+        else:
+            # The archive lists it, and its file can't be had: its size is that of every other one.
+            rows.append(metadata_row(simulation, plan, RATE_FILE_BYTES, "0" * 32))
+    columns = list(metadata_row(simulation, plans[0], 0, ""))
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["filename"], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path / "metadata.csv", text.getvalue())

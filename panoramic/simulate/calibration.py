@@ -157,9 +157,8 @@ def _flat(path: Path, simulation: Simulation, detector: str, band: str) -> None:
             [(0, 1, "DO_NOT_USE", "Bad pixel"), (18, 1 << 18, "NO_FLAT_FIELD", "Flat field cannot be measured")],
             dtype=[("BIT", "<u4"), ("VALUE", "<u4"), ("NAME", "S40"), ("DESCRIPTION", "S80")],
         )
-        set_meta(
-            model, _meta(detector, "FLAT") | _wheel_meta(band) | {"exposure.type": "NRC_IMAGE"} | _full_frame(detector)
-        )
+        meta = _meta(detector, "FLAT") | _wheel_meta(band) | _full_frame(detector)
+        set_meta(model, meta | {"exposure.type": "NRC_IMAGE"})
         model.save(str(path))
 
 

@@ -44,6 +44,8 @@ def unit_vectors(lon: ArrayLike, lat: ArrayLike) -> Array:
 def sky_of(vectors: Array) -> tuple[Array, Array]:
     """Right ascension in [0, 360) and declination, *degrees*, of vectors of shape (..., 3)."""
     ra = np.degrees(np.arctan2(vectors[..., 1], vectors[..., 0])) % 360.0
+    # A tiny negative angle is rounded up to 360 by the remainder.
+    ra = np.where(ra >= 360.0, 0.0, ra)
     # arctan2 keeps its precision at the poles, arcsin does not.
     return ra, np.degrees(np.arctan2(vectors[..., 2], np.hypot(vectors[..., 0], vectors[..., 1])))
 

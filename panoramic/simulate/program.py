@@ -305,7 +305,7 @@ def default_simulation() -> Simulation:
         program=9001,
         fields=(
             FieldPointing(ra=150.1325, dec=2.3421, v3pa=112.0, start="2025-05-02T08:21:00", observation=1),
-            FieldPointing(ra=359.9962, dec=-52.417, v3pa=247.5, start="2025-07-19T17:03:00", observation=2),
+            FieldPointing(ra=337.2341, dec=-52.417, v3pa=247.5, start="2025-07-19T17:03:00", observation=2),
         ),
         filters=(FilterPair(short="F115W", long="F444W"),),
         modules=("B",),

@@ -446,6 +446,28 @@ def test_no_cut_of_a_file_is_taken_for_a_whole_one(
     assert length % 2880 == 0
 
 
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyUserWarning")
+@settings(max_examples=1500, deadline=None)
+@given(place=st.integers(0, 8639), byte=st.integers(0, 255), length=st.integers(1, 30))
+def test_no_damage_of_a_header_hides_the_other_files(
+    place: int, byte: int, length: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    good, bad = folder / name_of(1), folder / name_of(2)
+    if not good.exists():
+        write_exposure(good)
+    raw = bytearray(good.read_bytes())
+    raw[place : place + length] = bytes([byte]) * length
+    bad.write_bytes(raw)
+    os.utime(bad, (LONG_AGO, LONG_AGO + place + byte / 1000))
+    look = archive_of(folder).look()
+    rows = {row["filename"]: row for row in look.rows}
+    assert set(rows) == {good.name, bad.name}
+    assert FAULT_KEY not in rows[good.name]
+    assert (FAULT_KEY in rows[bad.name]) == bool(look.faults)
+    parse_rows(look.rows, "damaged", ExposureRules())
+
+
 def test_real_rows_of_the_archive_are_read_as_plain_values() -> None:
     if not REAL_ROWS.exists():
         pytest.skip(f"the real archive rows are not at {REAL_ROWS}")

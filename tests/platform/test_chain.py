@@ -1,0 +1,270 @@
+"""All stages of a field: what goes on, what is held back, what blocks, and what is done twice (nothing)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from panoramic.footprints import parse_s_region
+from panoramic.survey import Survey
+from resources import tables as t
+
+BLOCKING = ("relative_alignment", "absolute_alignment")
+
+
+def test_a_field_reaches_its_mosaics(two_fields) -> None:
+    platform, first, _ = two_fields
+    result = platform.run(first)
+    assert result.success
+    answers = platform.checks(result)
+    failed = {name: e.description for name, e in answers.items() if not e.passed}
+    assert set(failed) == {"preprocessed_visits.no_degradation"}, failed
+    assert len(answers) == 17
+    mosaics = platform.home.database.mosaics(first)
+    assert [m["filter_key"] for m in mosaics] == ["f115w-clear", "f444w-clear"]
+    for mosaic in mosaics:
+        for product in platform.home.database.products(mosaic["stem"]):
+            assert platform.home.storage.path(product["path"]).exists()
+    assert not list(platform.home.work.iterdir())
+
+
+def test_every_check_says_value_limit_and_what_to_do(two_fields) -> None:
+    platform, first, _ = two_fields
+    for name, evaluation in platform.checks(platform.run(first)).items():
+        assert evaluation.description, name
+        assert "what to do" in evaluation.metadata, name
+        assert "limit" in evaluation.metadata or "failed" in evaluation.metadata, name
+        assert evaluation.partition == first
+
+
+def test_running_twice_does_nothing_twice(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    before = dump(platform)
+    count = len(platform.sky.reduced)
+    assert platform.ingest().new == []
+    result = platform.run(first)
+    assert result.success
+    assert len(platform.sky.reduced) == count
+    assert dump(platform) == before
+
+
+def dump(platform) -> dict[str, list]:
+    """All rows of the tables but for their times."""
+    with platform.home.database.read() as connection:
+        return {
+            table.name: sorted(
+                str({k: v for k, v in row._mapping.items() if k not in ("modtime", "made", "seen", "looked_at", "last_seen", "shift_modtime", "wcs_modtime")})
+                for row in connection.execute(sa.select(table))
+            )
+            for table in t.metadata.sorted_tables
+        }
+
+
+def test_the_short_wave_is_aligned_to_our_own_reference(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    assert [reference for _, reference in platform.sky.reduced] == ["LS_DR9", "own"]
+
+
+def test_a_false_reference_holds_one_association_back_and_the_others_go_on(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.add_visit(150.1, 2.0, 2)
+    platform.sky.false_reference = [parse_s_region(platform.sky.rows[2]["s_region"])]
+    platform.ingest()
+    (name,) = platform.home.database.field_names()
+    result = platform.run(name)
+    answers = platform.checks(result)
+    assert result.success
+    held = answers["astrometric_reference.nothing_held_back"]
+    assert not held.passed
+    assert "v001-9001-f444w" in str(held.metadata["details"].value)
+    assert all(answers[f"astrometric_reference.{gate}"].passed for gate in BLOCKING)
+    rows = {r["assoc_name"]: r for r in platform.home.database.association_rows(name)}
+    (bad,) = [n for n in rows if "v001-9001-f444w" in n]
+    assert rows[bad]["status"] == 9
+    assert platform.home.storage.path(f"{name}/associations/{bad}/{bad}_alignment.png").exists()
+    sources = {r["src"] for r in platform.home.database.reference(name)}
+    assert sources == {n for n in rows if "v002-9001-f444w" in n}
+    (mosaic,) = [m for m in platform.home.database.mosaics(name) if m["filter_key"] == "f444w-clear"]
+    assert bad not in mosaic["result"]
+    assert "v002" in mosaic["result"]
+
+
+def test_a_field_without_an_aligned_reference_is_blocked(two_fields) -> None:
+    platform, first, second = two_fields
+    platform.sky.false_reference = [parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]]
+    result = platform.run(first)
+    answers = platform.checks(result)
+    assert not result.success
+    assert not answers["astrometric_reference.absolute_alignment"].passed
+    assert not any(name.startswith("preprocessed_visits") for name in answers)
+    assert platform.home.database.mosaics(first) == []
+    assert platform.home.database.reference(first) == []
+    assert platform.run(second).success
+
+
+def test_a_bad_relative_fit_is_held_back_without_a_second_try(two_fields) -> None:
+    platform, first, _ = two_fields
+    (name,) = [r["assoc_name"] for r in association_rows(platform, first) if "f115w" in r["assoc_name"]]
+    platform.sky.bad_relative = {name}
+    result = platform.run(first)
+    assert result.success
+    assert [m["filter_key"] for m in platform.home.database.mosaics(first)] == ["f444w-clear"]
+    assert sum(n == name for n, _ in platform.sky.reduced) == 1
+    answers = platform.checks(result)
+    assert not answers["mosaics.nothing_held_back"].passed
+
+
+def association_rows(platform, field: str):
+    """Association rows; the stage that names them is run first."""
+    job = platform.definitions.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(
+        partition_key=field, instance=platform.instance,
+        asset_selection=[__import__("dagster").AssetKey("observations"), __import__("dagster").AssetKey("associations")],
+    )  # fmt: skip
+    return platform.home.database.association_rows(field)
+
+
+def test_a_moved_solution_is_caught_by_the_mosaic(two_fields) -> None:
+    """`wrong_success`: the engine moved its solution after the fit and says nothing."""
+    platform, first, _ = two_fields
+    (name,) = [r["assoc_name"] for r in association_rows(platform, first) if "f115w" in r["assoc_name"]]
+    platform.sky.moved = {name: 0.3}
+    result = platform.run(first)
+    answers = platform.checks(result)
+    assert answers["preprocessed_visits.absolute_alignment"].passed
+    astrometry = answers["mosaics.mosaic_astrometry"]
+    assert not astrometry.passed
+    assert name in astrometry.description
+
+
+def test_a_killed_engine_is_tried_again(two_fields) -> None:
+    platform, first, _ = two_fields
+    rows = association_rows(platform, first)
+    platform.sky.killed = {r["assoc_name"]: 1 for r in rows if "f115w" in r["assoc_name"]}
+    result = platform.run(first)
+    assert result.success
+    assert len(platform.home.database.mosaics(first)) == 2
+
+
+def test_a_cause_that_outlives_the_retries_is_held_back(two_fields) -> None:
+    platform, first, _ = two_fields
+    rows = association_rows(platform, first)
+    (name,) = [r["assoc_name"] for r in rows if "f115w" in r["assoc_name"]]
+    platform.sky.killed = {name: 9}
+    result = platform.run(first)
+    assert result.success
+    row = {r["assoc_name"]: r for r in platform.home.database.association_rows(first)}[name]
+    assert row["status"] == 10
+    assert "out of memory" in row["cause"]
+    assert [m["filter_key"] for m in platform.home.database.mosaics(first)] == ["f444w-clear"]
+    platform.sky.killed = {}
+    assert platform.run(first).success
+    assert len(platform.home.database.mosaics(first)) == 2
+
+
+def test_a_file_that_became_bad_after_the_ingest_is_named(two_fields) -> None:
+    platform, first, _ = two_fields
+    bad = next(r["filename"] for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
+    platform.sky.damaged = {bad}
+    result = platform.run(first)
+    assert result.success
+    accounted = platform.checks(result)["preprocessed_visits.exposures_accounted"]
+    assert accounted.passed
+    assert "md5" in str(accounted.metadata["details"].value)
+
+
+def test_an_incomplete_group_waits_and_is_taken_up(two_fields) -> None:
+    platform, first, _ = two_fields
+    row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
+    platform.sky.rows.remove(row)
+    platform.home.database.engine.dispose()
+    # a fresh home that never saw the exposure
+    with platform.home.database.write() as connection:
+        connection.execute(t.observations.delete().where(t.observations.c.filename == row["filename"]))
+    platform.ingest()
+    result = platform.run(first)
+    assert result.success
+    assert not platform.checks(result)["observations.exposures_complete"].passed
+    states = {r["assoc_name"]: r["status"] for r in platform.home.database.association_rows(first)}
+    assert sorted(states.values()) == [2, 70]
+    assert [m["filter_key"] for m in platform.home.database.mosaics(first)] == ["f444w-clear"]
+    platform.sky.rows.append(row)
+    platform.ingest()
+    assert platform.run(first).success
+    assert len(platform.home.database.mosaics(first)) == 2
+    assert set({r["assoc_name"]: r["status"] for r in platform.home.database.association_rows(first)}) == set(states)
+
+
+def test_a_new_revision_redoes_its_own_association_alone(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
+    row |= {"ArchiveFileID": 2, "checksum": "1" * 32}
+    found = platform.ingest()
+    assert len(found.changed) == 1
+    assert found.touched_fields == [first]
+    assert platform.run(first).success
+    assert ["f115w" in name for name, _ in platform.sky.reduced[count:]] == [True]
+
+
+def test_a_deleted_product_is_made_again(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    victim = next(p for p in platform.home.storage.path(first).rglob("*nrcb1_rate.fits"))
+    victim.unlink()
+    assert platform.run(first).success
+    assert len(platform.sky.reduced) == count + 1
+    assert victim.exists()
+
+
+def test_a_changed_limit_judges_the_stored_result_again(two_fields, tmp_path) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    survey = platform.home.survey
+    strict = survey.limits.model_copy(update={"relative_n_short": 61})
+    platform.home.prepare(Survey.model_validate(survey.model_copy(update={"limits": strict}).model_dump()))
+    result = platform.run(first)
+    assert result.success
+    assert len(platform.sky.reduced) == count
+    assert [m["filter_key"] for m in platform.home.database.mosaics(first)] == ["f444w-clear"]
+
+
+def test_the_data_version_of_associations_follows_their_data_alone(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+
+    def version() -> str:
+        event = platform.instance.get_latest_materialization_event(__import__("dagster").AssetKey("associations"))
+        return event.asset_materialization.tags["dagster/data_version"]
+
+    before = version()
+    platform.run(first)
+    assert version() == before
+    row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"])
+    row |= {"ArchiveFileID": 5, "checksum": "2" * 32}
+    platform.ingest()
+    platform.run(first)
+    assert version() != before
+
+
+@pytest.mark.parametrize("missing", ["LS_DR9"])
+def test_no_catalogue_holds_back_or_is_noted(platform, missing, tmp_path) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.sky.sources = np.concatenate([platform.sky.sources])
+    platform.home.prepare(
+        Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"], "absolute_alignment": "if_available"}})
+    )
+    platform.ingest()
+    (name,) = platform.home.database.field_names()
+    result = platform.run(name)
+    assert result.success
+    held = platform.checks(result)["astrometric_reference.nothing_held_back"]
+    assert "telescope's frame" in str(held.metadata["details"].value)
+    platform.home.prepare(Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"]}}))
+    assert not platform.run(name).success

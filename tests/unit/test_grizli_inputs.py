@@ -1,0 +1,203 @@
+"""Bad input is refused before the engine starts, with the file and the cause named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from panoramic.errors import (
+    CalibrationError,
+    ExposureFileError,
+    InputError,
+    MissingKeywordError,
+    NoUsableExposureError,
+    TruncatedFileError,
+    WrongShapeError,
+)
+from panoramic.reduction.base import CalibrationSetup, ExposureInput
+from panoramic.reduction.grizli_child import complete_header
+from panoramic.reduction.grizli_parameters import GrizliParameters, validate_parameters
+from panoramic.reduction.rate_files import check_calibration, read_association, read_rate_header
+
+PRIMARY = {
+    "TELESCOP": "JWST", "INSTRUME": "NIRCAM", "DETECTOR": "NRCBLONG", "CHANNEL": "LONG", "MODULE": "B",
+    "FILTER": "F444W", "PUPIL": "F470N", "EXP_TYPE": "NRC_IMAGE", "DATE-OBS": "2025-05-02",
+    "TIME-OBS": "08:21:00.000", "EXPSTART": 60797.3, "EFFEXPTM": 900.0,
+}  # fmt: skip
+POINTING = {
+    "RA_REF": 150.1, "DEC_REF": 2.3, "ROLL_REF": 112.0, "V2_REF": -89.5, "V3_REF": -491.4, "VPARITY": -1,
+    "V3I_YANG": 0.06,
+}  # fmt: skip
+
+MakeRate = Callable[..., Path]
+
+
+@pytest.fixture
+def make_rate(tmp_path: Path) -> MakeRate:
+    """A maker of rate files: small on disk (compressible zeros are not the point), right in structure."""
+
+    def make(
+        name: str = "a", shape: tuple[int, ...] = (2048, 2048), drop: str = "", planes: tuple[str, ...] = ("SCI", "ERR", "DQ"),
+        **changed: Any,
+    ) -> Path:  # fmt: skip
+        primary = fits.PrimaryHDU()
+        primary.header.update({k: changed.get(k.replace("-", "_"), v) for k, v in PRIMARY.items() if k != drop})
+        hdus = [primary]
+        for plane in planes:
+            kind = np.uint8 if plane == "DQ" else np.int16
+            hdu = fits.ImageHDU(np.zeros(shape, kind), name=plane)
+            if plane == "SCI":
+                hdu.header.update({k: changed.get(k, v) for k, v in POINTING.items() if k != drop})
+            hdus.append(hdu)
+        path = tmp_path / f"{name}_rate.fits"
+        fits.HDUList(hdus).writeto(path, overwrite=True)
+        return path
+
+    return make
+
+
+def exposure(path: Path) -> ExposureInput:
+    return ExposureInput(path.name.removesuffix("_rate.fits"), path)
+
+
+def test_a_good_file(make_rate: MakeRate) -> None:
+    header = read_rate_header(exposure(make_rate()))
+    assert (header.detector, header.filter, header.pupil, header.is_long_wave) == ("NRCBLONG", "F444W", "F470N", True)
+    assert header.end == pytest.approx(header.start + 900 / 86400)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 2880, 30_000, 9_000_000, -2880])
+def test_a_cut_file(make_rate: MakeRate, keep: int) -> None:
+    path = make_rate()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep])
+    with pytest.raises(TruncatedFileError, match="a_rate.fits"):
+        read_rate_header(exposure(path))
+
+
+def test_not_fits(tmp_path: Path) -> None:
+    path = tmp_path / "x_rate.fits"
+    path.write_text("<html>503 Service Unavailable</html>" * 200)
+    with pytest.raises(TruncatedFileError, match=r"x_rate\.fits"):
+        read_rate_header(exposure(path))
+
+
+def test_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ExposureFileError, match="is not there"):
+        read_rate_header(exposure(tmp_path / "x_rate.fits"))
+    with pytest.raises(ExposureFileError, match="can't be read"):
+        read_rate_header(ExposureInput("x", tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(640, 640), (2, 2048, 2048), (2048, 2040)])
+def test_wrong_shape(make_rate: MakeRate, shape: tuple[int, ...]) -> None:
+    with pytest.raises(WrongShapeError, match=" x ".join(map(str, shape))):
+        read_rate_header(exposure(make_rate(shape=shape)))
+
+
+def test_missing_plane(make_rate: MakeRate) -> None:
+    with pytest.raises(ExposureFileError, match="has no ERR plane"):
+        read_rate_header(exposure(make_rate(planes=("SCI", "DQ"))))
+
+
+@pytest.mark.parametrize("key", ["RA_REF", "V3I_YANG", "FILTER", "EFFEXPTM", "DATE-OBS"])
+def test_missing_keyword(make_rate: MakeRate, key: str) -> None:
+    with pytest.raises(MissingKeywordError, match=f"lacks {key}"):
+        read_rate_header(exposure(make_rate(drop=key)))
+
+
+def test_empty_and_impossible_keywords(make_rate: MakeRate) -> None:
+    with pytest.raises(MissingKeywordError, match="lacks PUPIL"):
+        read_rate_header(exposure(make_rate(PUPIL="")))
+    with pytest.raises(MissingKeywordError, match="should be a number"):
+        read_rate_header(exposure(make_rate(ROLL_REF="none")))
+    with pytest.raises(MissingKeywordError, match="exposure time of 0"):
+        read_rate_header(exposure(make_rate(EFFEXPTM=0.0)))
+
+
+def test_other_instruments_and_modes(make_rate: MakeRate) -> None:
+    with pytest.raises(ExposureFileError, match="NIRISS"):
+        read_rate_header(exposure(make_rate(INSTRUME="NIRISS")))
+    with pytest.raises(ExposureFileError, match="no imaging exposure"):
+        read_rate_header(exposure(make_rate(PUPIL="GRISMR")))
+
+
+def test_an_association_is_of_one_kind(make_rate: MakeRate) -> None:
+    a = exposure(make_rate("a"))
+    with pytest.raises(NoUsableExposureError):
+        read_association("x", ())
+    with pytest.raises(InputError, match="more than once"):
+        read_association("x", (a, a))
+    b = exposure(make_rate("b", PUPIL="CLEAR"))
+    with pytest.raises(InputError, match=r"more than one pupil: CLEAR \(b_rate.fits\), F470N \(a_rate.fits\)"):
+        read_association("x", (a, b))
+    c = exposure(make_rate("c", DETECTOR="NRCALONG"))
+    with pytest.raises(InputError, match="more than one detector"):
+        read_association("x", (a, c))
+
+
+def test_calibration(tmp_path: Path) -> None:
+    setup = CalibrationSetup(tmp_path / "crds", "jwst_1.pmap")
+    with pytest.raises(CalibrationError, match="CRDS cache is missing"):
+        check_calibration(setup)
+    (tmp_path / "crds" / "config" / "jwst").mkdir(parents=True)
+    with pytest.raises(CalibrationError, match="server_config"):
+        check_calibration(setup)
+    (tmp_path / "crds" / "config" / "jwst" / "server_config").write_text("{}")
+    with pytest.raises(CalibrationError, match=r"context jwst_1\.pmap is missing"):
+        check_calibration(setup)
+    (tmp_path / "crds" / "mappings" / "jwst").mkdir(parents=True)
+    (tmp_path / "crds" / "mappings" / "jwst" / "jwst_1.pmap").write_text("")
+    check_calibration(setup)
+    with pytest.raises(CalibrationError, match="configuration folder"):
+        check_calibration(CalibrationSetup(tmp_path / "crds", "jwst_1.pmap", grizli_path=tmp_path / "none"))
+
+
+# --- parameters ----------------------------------------------------------------------------
+
+
+def test_lean_and_what_wins_over_it() -> None:
+    default, lean = validate_parameters({}).prep_args(), validate_parameters({"lean": True}).prep_args()
+    assert default["tweak_mosaic_iters"] == 2 and "angle_background_kwargs" not in default
+    assert lean["tweak_mosaic_iters"] == 0 and lean["angle_background_kwargs"] == {}
+    mixed = validate_parameters({"lean": True, "tweak_mosaic_iters": 1, "angle_background": True}).prep_args()
+    assert mixed["tweak_mosaic_iters"] == 1 and "angle_background_kwargs" not in mixed
+
+
+def test_switches() -> None:
+    args = validate_parameters({"oneoverf": False, "background_mesh": None, "align_mag_limits": [14, 25, 0.1]}).prep_args()
+    assert args["oneoverf_kwargs"] is None and args["imaging_bkg_params"] is None
+    assert args["align_mag_limits"] == [14.0, 25.0, 0.1]
+    assert validate_parameters({}).prep_args()["nircam_wisp_kwargs"]["download"] is False
+
+
+def test_wrong_parameters_are_named() -> None:
+    with pytest.raises(InputError, match="tweak_treshold: unknown parameter, did you mean tweak_threshold"):
+        validate_parameters({"tweak_treshold": 3})
+    with pytest.raises(InputError, match=r"tweak_n_min: .*got -1"):
+        validate_parameters({"tweak_n_min": -1})
+    with pytest.raises(InputError, match=r"driz_cr_snr.*lean|lean.*driz_cr_snr"):
+        validate_parameters({"lean": "perhaps", "driz_cr_snr": "high"})
+
+
+def test_each_parameter_is_described() -> None:
+    assert all(field.description for field in GrizliParameters.model_fields.values())
+
+
+# --- the working copy ----------------------------------------------------------------------
+
+
+def test_the_copy_gets_what_grizli_reads(make_rate: MakeRate) -> None:
+    path = make_rate(RA_REF=359.99)
+    complete_header(path, 90.0)
+    with fits.open(path) as hdus:
+        primary, sci = hdus[0].header, hdus["SCI"].header
+        assert primary["EXPOSURE"] == "1" and primary["TARGNAME"] == "indef"
+        assert sci["PA_V3"] == 112.0
+        assert sci["RA_REF"] == pytest.approx(89.99) and sci["CRVAL1"] == pytest.approx(89.99)
+        assert sci["CTYPE1"] == "RA---TAN"
