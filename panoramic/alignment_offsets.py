@@ -106,7 +106,9 @@ def measure_offset(
     ra, dec, ref_ra, ref_dec = (np.atleast_1d(np.asarray(v, float)) for v in (ra, dec, ref_ra, ref_dec))
     rows, ref_rows = (np.flatnonzero(np.isfinite(a) & np.isfinite(d)) for a, d in ((ra, dec), (ref_ra, ref_dec)))
     if min(rows.size, ref_rows.size) < minimum_matches:
-        return NotMeasurable(f"only {rows.size} sources and {ref_rows.size} reference sources; {minimum_matches} are needed")
+        return NotMeasurable(
+            f"only {rows.size} sources and {ref_rows.size} reference sources; {minimum_matches} are needed"
+        )
     centre = _centre(ra[rows], dec[rows])
     source, reference = _plane(ra[rows], dec[rows], centre), _plane(ref_ra[ref_rows], ref_dec[ref_rows], centre)
     near = np.isfinite(reference).all(axis=1)
@@ -129,7 +131,9 @@ def measure_offset(
     fit = _refine(source, reference, pile, weights)
     if fit is None or fit[4].size < minimum_matches:
         n = 0 if fit is None else fit[4].size
-        return NotMeasurable(f"only {n} sources agree on one offset; {minimum_matches} are needed", n, pile.chance, pile.contrast)
+        return NotMeasurable(
+            f"only {n} sources agree on one offset; {minimum_matches} are needed", n, pile.chance, pile.contrast
+        )
     offset, error, scatter, _, i, j = fit
     limit = maximum_chance if min(pile.n, i.size) >= _EARLY_MATCHES else maximum_chance_early
     if pile.chance > limit:
@@ -139,16 +143,15 @@ def measure_offset(
         )  # fmt: skip
     if pile.contrast < minimum_contrast:
         return NotMeasurable(
-            f"the best offset is only {pile.contrast:.2f} times as well supported as the next (limit {minimum_contrast:g})",
+            f"the best offset has only {pile.contrast:.2f} times the support of the next (limit {minimum_contrast:g})",
             pile.n, pile.chance, pile.contrast,
         )  # fmt: skip
     if np.hypot(*offset) > search_radius_arcsec + 3 * np.hypot(*error):
         return NotMeasurable("the best offset lies beyond the search radius", pile.n, pile.chance, pile.contrast)
-    dra, ddec = (float(1000 * v) for v in offset)
+    mas = [float(1000 * value) for value in (*offset, *error, *scatter)]
     return OffsetMeasurement(
-        dra, ddec, *(float(1000 * v) for v in error), *(float(1000 * v) for v in scatter),
-        int(i.size), pile.chance, pile.contrast, rows[i], ref_rows[j],
-    )  # fmt: skip
+        mas[0], mas[1], mas[2], mas[3], mas[4], mas[5], int(i.size), pile.chance, pile.contrast, rows[i], ref_rows[j]
+    )
 
 
 def _centre(ra: np.ndarray, dec: np.ndarray) -> tuple[float, float]:
@@ -214,8 +217,10 @@ def _pile_at(offsets: np.ndarray, i: np.ndarray, j: np.ndarray, r: float, radius
 
     cell = r / 2
     half = math.ceil((radius + 2.5 * r) / cell)
-    edges = (np.arange(-half, half + 2) - 0.5) * cell
-    counts, _, _ = np.histogram2d(offsets[:, 0], offsets[:, 1], bins=[edges, edges])
+    side = 2 * half + 1
+    cells = np.floor(offsets / cell + 0.5).astype(int) + half
+    cells = cells[((cells >= 0) & (cells < side)).all(axis=1)]
+    counts = np.bincount(cells[:, 0] * side + cells[:, 1], minlength=side**2).reshape(side, side).astype(float)
     k = np.arange(-3, 4) * 0.5
     disc = (np.hypot(*np.meshgrid(k, k)) <= 1.01).astype(float)
     piles = convolve(counts, disc, mode="constant")
@@ -315,14 +320,16 @@ def _mutual(shifted: np.ndarray, reference: np.ndarray, tree: object, reach: flo
 def _mixture(
     d: np.ndarray, own: np.ndarray, centre: np.ndarray, width: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One fit of Gaussian plus uniform to offsets (N, 2) in a disc: centre, width per axis, probability of each pair."""
+    """One fit of Gaussian plus uniform to offsets (N, 2) in a disc: centre, width per axis, each pair's probability."""
     density = 1 / (math.pi * reach**2)
     part = 0.7
     floor = (_FLOOR_MAS / 1000) ** 2
     truth = np.ones(len(d))
     for _ in range(25):
         variance = width**2 + own[:, None]
-        gauss = np.exp(-0.5 * ((d - centre) ** 2 / variance).sum(axis=1)) / (2 * math.pi * np.sqrt(variance.prod(axis=1)))
+        gauss = np.exp(-0.5 * ((d - centre) ** 2 / variance).sum(axis=1)) / (
+            2 * math.pi * np.sqrt(variance.prod(axis=1))
+        )
         truth = part * gauss / np.maximum(part * gauss + (1 - part) * density, 1e-300)
         if truth.sum() < 1e-6:
             break

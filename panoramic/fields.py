@@ -60,7 +60,8 @@ def assign_fields(
     """
     result = FieldAssignment()
     placed = {dataset for f in known.values() for dataset in f.footprints}
-    new = sorted((e for e in exposures if e.dataset not in placed), key=lambda e: e.dataset)
+    by_dataset = {e.dataset: e for e in exposures if e.dataset not in placed}
+    new = [by_dataset[dataset] for dataset in sorted(by_dataset)]
     if not new:
         return result
     merged = {gone: kept for kept, names in rules.merges.items() for gone in names}

@@ -1,7 +1,7 @@
 """What the check of a mosaic's astrometry measures: against the sky, against our own reference, and against itself.
 
-Put here which offsets are measured and how they stand to their limits. Keep out the matching (``alignment_offsets``) and
-the verdict on the field (the check).
+Put here which offsets are measured and how they stand to their limits. Keep out the matching (``alignment_offsets``)
+and the verdict on the field (the check).
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def mosaic_astrometry(
     positions = _positions(catalog)
     if external is not None:
         outcome = _measure(positions, external, search_radius_arcsec)
-        found.append(_judge("external_whole", external.name, outcome, limits.mosaic_external_n, limits.mosaic_external_mas))
+        found.append(
+            _judge("external_whole", external.name, outcome, limits.mosaic_external_n, limits.mosaic_external_mas)
+        )
     if not associations:
         return found
     plane = _Plane([polygon_vertices(one.footprint) for one in associations])
@@ -108,12 +110,25 @@ def mosaic_astrometry(
         if one.channel == "long" and external is not None:
             outcome = _first_measured(samples, external, limits.mosaic_association_n, search_radius_arcsec)
             found.append(
-                _judge("external_association", one.name, outcome, limits.mosaic_association_n, limits.mosaic_association_mas)
+                _judge(
+                    "external_association",
+                    one.name,
+                    outcome,
+                    limits.mosaic_association_n,
+                    limits.mosaic_association_mas,
+                )
             )
         if one.channel == "short" and own is not None and not one.is_reference:
             outcome = _first_measured(samples, own, limits.mosaic_own_n, search_radius_arcsec)
             found.append(
-                _judge("own_association", one.name, outcome, limits.mosaic_own_n, limits.mosaic_own_mas, limits.mosaic_own_near_mas)
+                _judge(
+                    "own_association",
+                    one.name,
+                    outcome,
+                    limits.mosaic_own_n,
+                    limits.mosaic_own_mas,
+                    limits.mosaic_own_near_mas,
+                )
             )
     for i, one in enumerate(associations):
         for j in range(i + 1, len(associations)):
@@ -122,7 +137,9 @@ def mosaic_astrometry(
                 continue
             outcome = _overlap(one, associations[j], common, plane, search_radius_arcsec)
             name = f"{one.name} + {associations[j].name}"
-            found.append(_judge("overlap", name, outcome, limits.mosaic_own_n, limits.mosaic_own_mas, limits.mosaic_own_near_mas))
+            found.append(
+                _judge("overlap", name, outcome, limits.mosaic_own_n, limits.mosaic_own_mas, limits.mosaic_own_near_mas)
+            )
     return found
 
 
@@ -199,7 +216,9 @@ def _first_measured(
     return outcomes[0]
 
 
-def _measure(positions: np.ndarray, reference: ReferenceSources, radius: float) -> tuple[OffsetMeasurement | NotMeasurable, str]:
+def _measure(
+    positions: np.ndarray, reference: ReferenceSources, radius: float
+) -> tuple[OffsetMeasurement | NotMeasurable, str]:
     """Offset of positions (N, 2) from a reference."""
     outcome = measure_offset(
         positions[:, 0], positions[:, 1], reference.ra, reference.dec,
@@ -229,7 +248,9 @@ def _judge(
     """Hold a measurement against its limit."""
     offset, what = outcome
     if isinstance(offset, NotMeasurable):
-        return AstrometryMeasurement(kind, name, offset.n, None, None, None, None, None, limit, False, None, offset.reason)
+        return AstrometryMeasurement(
+            kind, name, offset.n, None, None, None, None, None, limit, False, None, offset.reason
+        )
     scatter = float(np.hypot(offset.scatter_ra, offset.scatter_dec) / np.sqrt(2))
     numbers = (offset.dra, offset.ddec, offset.err_ra, offset.err_dec, scatter)
     if offset.n < minimum:
@@ -238,7 +259,8 @@ def _judge(
     excess = max(abs(offset.dra) - 3 * offset.err_ra, abs(offset.ddec) - 3 * offset.err_dec)
     passed = bool(excess <= limit)
     close = passed and near is not None and excess > near
-    text = f"{offset.dra:+.1f}, {offset.ddec:+.1f} mas (errors {offset.err_ra:.1f}, {offset.err_dec:.1f}) from {offset.n} sources of {what}"
+    text = f"{offset.dra:+.1f}, {offset.ddec:+.1f} mas (errors {offset.err_ra:.1f}, {offset.err_dec:.1f})"
+    text += f" from {offset.n} sources of {what}"
     if not passed:
         text += f": {excess:.1f} mas beyond 3 errors, limit {limit:g}; look at this area's alignment"
     return AstrometryMeasurement(kind, name, offset.n, *numbers, limit, close, passed, text)

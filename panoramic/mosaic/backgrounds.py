@@ -118,13 +118,13 @@ def solve(images: Sequence[CoarseImage]) -> SkySolution:
     group = _groups(n, first, second)
     if not first:
         return SkySolution(offsets, 0, n)
-    i, j, d, e = np.array(first), np.array(second), np.array(value), np.array(error)
+    one, two, d, e = np.array(first), np.array(second), np.array(value), np.array(error)
     # an overlap of a million pixels is still not known better than the flat field under it
     e = np.hypot(e, max(float(np.median(e)), 1e-12))
     huber = np.ones(d.size)
     for _ in range(_ROUNDS):
-        offsets = _least_squares(n, i, j, d, huber / e**2, group, np.array([c.weight for c in images]))
-        residual = np.abs(offsets[i] - offsets[j] - d) / e
+        offsets = _least_squares(n, one, two, d, huber / e**2, group, np.array([c.weight for c in images]))
+        residual = np.abs(offsets[one] - offsets[two] - d) / e
         huber = np.minimum(1.0, _HUBER / np.maximum(residual, 1e-12))
     return SkySolution(offsets, d.size, int(np.unique(group).size))
 

@@ -100,7 +100,11 @@ def build_mosaic(
                 plane: stack.enter_context(
                     closing(
                         writer.PlaneFile(
-                            work / name, _header(plane, exposures, grid, channel, rules, wcs, provenance), grid, first, shape
+                            work / name,
+                            _header(plane, exposures, grid, channel, rules, wcs, provenance),
+                            grid,
+                            first,
+                            shape,
                         )
                     )
                 )

@@ -3,9 +3,9 @@
 Put here the comparison. Keep out flags from the detector: those are already in the exposures' weights.
 
 All exposures of a patch of sky are put on a common frame of detector-like pixels; their median, seen again by each
-exposure, is what it should have recorded. A pixel is rejected where it differs by more than 4.5 sigma plus 2.5 times the
-local gradient; its neighbours where they differ by 3 sigma plus 1.5 times the gradient. The gradient is freed from the
-noise's own share. Lower scales reject the cores of stars (facts of the prototype: at 1.2 / 0.7 fluxes fell by 2-8 %).
+exposure, is what it should have recorded. A pixel is rejected where it differs by more than 4.5 sigma plus 2.5 times
+the local gradient; its neighbours where they differ by 3 sigma plus 1.5 times the gradient. The gradient is freed from
+the noise's own share. Lower scales reject the cores of stars (facts of the prototype: at 1.2 / 0.7 fluxes fell by 2-8 %).
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ def expected(stack: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nd
     pair = count == 2
     reference[pair] = low[pair]
     with np.errstate(invalid="ignore"):
-        y, x = np.nonzero(pair & (high > low + 4 * typical))
-    if y.size:
-        hole = low[y, x] < _surroundings(low, y, x) - 4 * typical[y, x]
-        reference[y[hole], x[hole]] = high[y[hole], x[hole]]
+        j, i = np.nonzero(pair & (high > low + 4 * typical))
+    if j.size:
+        hole = low[j, i] < _surroundings(low, j, i) - 4 * typical[j, i]
+        reference[j[hole], i[hole]] = high[j[hole], i[hole]]
     # the median of k has pi/2 times the variance of their mean, and interpolation has averaged about two pixels
     number = np.maximum(count, 1)
     sigma = typical * np.sqrt(0.5 * np.where(count > 2, np.pi / 2 / number, 1.0))

@@ -69,7 +69,11 @@ def measure_coverage(folder: Path, stem: str, datasets: Iterable[str]) -> Covera
     expected = set(datasets)
     paths = {plane: Path(folder) / f"{stem}_{plane}.fits" for plane in ("sci", "wht", "exp")}
     try:
-        with fits.open(paths["sci"], memmap=True) as sci, fits.open(paths["wht"]) as wht, fits.open(paths["exp"]) as exp:
+        with (
+            fits.open(paths["sci"], memmap=True) as sci,
+            fits.open(paths["wht"]) as wht,
+            fits.open(paths["exp"]) as exp,
+        ):
             shape = sci[0].shape
             if wht[0].shape != shape or exp[0].shape != shape:
                 raise ProductDamagedError(f"{stem}: the planes are not of one shape")

@@ -114,8 +114,8 @@ def _detect_window(science: np.ndarray, weight: np.ndarray, radii: np.ndarray, t
     sep.set_sub_object_limit(_DEBLEND_LIMIT)
     try:
         objects = sep.extract(
-            science, threshold, err=error * scatter, mask=mask, minarea=5, filter_kernel=_kernel(), filter_type="matched",
-            deblend_nthresh=32, deblend_cont=0.005, clean=True,
+            science, threshold, err=error * scatter, mask=mask, minarea=5,
+            filter_kernel=_kernel(), filter_type="matched", deblend_nthresh=32, deblend_cont=0.005, clean=True,
         )  # fmt: skip
     finally:
         sep.set_extract_pixstack(before[0])
@@ -148,7 +148,9 @@ def _kron(science: np.ndarray, mask: np.ndarray, objects: np.ndarray, x: np.ndar
     good = np.isfinite(kron) & (kron > 0)
     flux = np.zeros(x.size)
     size = np.clip(2.5 * kron[good], 3.5 / np.sqrt(a[good] * b[good]), 20.0)
-    flux[good], _, _ = sep.sum_ellipse(science, x[good], y[good], a[good], b[good], theta[good], size, mask=mask, subpix=1)
+    flux[good], _, _ = sep.sum_ellipse(
+        science, x[good], y[good], a[good], b[good], theta[good], size, mask=mask, subpix=1
+    )
     return flux
 
 

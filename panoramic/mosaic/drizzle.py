@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ZEROPOINT_AB = 28.9
 JY_PER_UNIT = 1e-8
 _CONTEXT_BITS = 32
-_MARGIN = 4.0
+_MARGIN = 8
 
 
 def units_per_mjy_sr(scale_mas: float) -> float:
@@ -70,41 +70,39 @@ def drizzle_tile(
     """
     from drizzle.resample import Drizzle
 
-    shape = (grid.tile_px, grid.tile_px)
+    # drizzle passes over input pixels whose centre lies outside its output, though their drops reach into it
+    shape = (grid.tile_px + 2 * _MARGIN, grid.tile_px + 2 * _MARGIN)
+    own = slice(_MARGIN, _MARGIN + grid.tile_px), slice(_MARGIN, _MARGIN + grid.tile_px)
     science, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     seconds = np.zeros(shape, np.float32)
     reached: dict[str, int] = {}
-    origin = grid.origin(tile)
+    origin = tuple(k - _MARGIN for k in grid.origin(tile))
     touching = exposures_touching(exposures, tile, grid)
-    for first in range(0, len(touching), _CONTEXT_BITS):
-        batch: list[tuple[Exposure, tuple[slice, slice]]] = []
-        context = np.zeros((1, *shape), np.int32)
-        engine = Drizzle(
-            kernel=rules.kernel, fillval=0.0, out_img=science, out_wht=weight, out_ctx=context,
-            exptime=sum(exposure.exposure_time for exposure in touching[:first]),
-        )  # fmt: skip
-        for exposure in touching[first : first + _CONTEXT_BITS]:
-            window = exposure.map.window(_box(tile, grid))
-            if window is None:
-                continue
-            pixels, positions = exposure.read(window), exposure.map.expand(window, origin)
-            engine.add_image(
-                pixels.science,
-                exptime=exposure.exposure_time,
-                pixmap=positions,
-                weight_map=pixels.weight,
-                pixfrac=rules.pixfrac,
-                pixel_scale_ratio=1 / exposure.map.scale,
-                in_units="cps",
-            )
-            batch.append((exposure, _reach(positions, grid.tile_px)))
-        _add_seconds(context, batch, seconds, reached)
+    context = np.zeros((max(1, -(-len(touching) // _CONTEXT_BITS)), *shape), np.int32)
+    engine = Drizzle(kernel=rules.kernel, fillval=0.0, out_img=science, out_wht=weight, out_ctx=context)
+    parts: list[tuple[slice, slice]] = []
+    for exposure in touching:
+        window = exposure.map.window(_box(tile, grid))
+        if window is None:
+            continue
+        pixels, positions = exposure.read(window), exposure.map.expand(window, (origin[0], origin[1]))
+        engine.add_image(
+            pixels.science,
+            exptime=exposure.exposure_time,
+            pixmap=positions,
+            weight_map=pixels.weight,
+            pixfrac=rules.pixfrac,
+            pixel_scale_ratio=1 / exposure.map.scale,
+            in_units="cps",
+        )
+        parts.append(_reach(positions, grid.tile_px))
+    science, weight, seconds = science[own], weight[own], seconds[own]
+    _add_seconds(context[:, own[0], own[1]], touching, parts, seconds, reached)
     empty = weight <= 0
     if empty.all():
         return None
     factor = units_per_mjy_sr(grid.scale_mas(channel))
-    science *= np.float32(factor)
-    weight *= np.float32(factor**-2)
+    science, weight = science * np.float32(factor), weight * np.float32(factor**-2)
     for plane in (science, weight, seconds):
         plane[empty] = 0
     return TilePlanes(science, weight, seconds, reached)
@@ -112,23 +110,25 @@ def drizzle_tile(
 
 def _add_seconds(
     context: np.ndarray,
-    batch: Sequence[tuple[Exposure, tuple[slice, slice]]],
+    exposures: Sequence[Exposure],
+    parts: Sequence[tuple[slice, slice]],
     seconds: np.ndarray,
     reached: dict[str, int],
 ) -> None:
-    """Add the exposure times that drizzle's context plane (one bit per exposure) stands for."""
-    bits = context[0].view(np.uint32)
-    for k, (exposure, part) in enumerate(batch):
-        hit = (bits[part] & np.uint32(1 << k)) != 0
+    """Add the exposure times that drizzle's context planes (one bit per exposure) stand for."""
+    bits = context.view(np.uint32)
+    for k, (exposure, part) in enumerate(zip(exposures, parts, strict=True)):
+        plane, bit = divmod(k, _CONTEXT_BITS)
+        hit = (bits[plane][part] & np.uint32(1 << bit)) != 0
         n = int(np.count_nonzero(hit))
         if n:
             np.add(seconds[part], np.float32(exposure.exposure_time), out=seconds[part], where=hit)
-            reached[exposure.dataset] = reached.get(exposure.dataset, 0) + n
+            reached[exposure.dataset] = n
 
 
 def _reach(positions: np.ndarray, side: int) -> tuple[slice, slice]:
-    """Rows and columns of a tile of ``side`` pixels that drops at ``positions`` can fall on."""
-    edge = np.concatenate([positions[0], positions[-1], positions[:, 0], positions[:, -1]])
+    """Rows and columns of a tile that drops at ``positions`` (counted from its margin's corner) can fall on."""
+    edge = np.concatenate([positions[0], positions[-1], positions[:, 0], positions[:, -1]]) - _MARGIN
     low = np.clip(np.floor(edge.min(axis=0) - _MARGIN), 0, side).astype(int)
     high = np.clip(np.ceil(edge.max(axis=0) + _MARGIN), 0, side).astype(int)
     return slice(low[1], high[1]), slice(low[0], high[0])

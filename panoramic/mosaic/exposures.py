@@ -233,7 +233,10 @@ def _plane(hdus: Any, name: str, path: Path, size: int) -> _Plane:
     if float(header.get("BSCALE", 1)) != 1 or (zero and zero != 2**31) or int(header["BITPIX"]) not in _TYPES:
         raise WrongShapeError(path, f"plane {name} is stored in a scaled type")
     plane = _Plane(
-        hdu.fileinfo()["datLoc"], _TYPES[int(header["BITPIX"])], (int(header["NAXIS2"]), int(header["NAXIS1"])), int(zero)
+        hdu.fileinfo()["datLoc"],
+        _TYPES[int(header["BITPIX"])],
+        (int(header["NAXIS2"]), int(header["NAXIS1"])),
+        int(zero),
     )
     if plane.offset + np.dtype(plane.dtype).itemsize * math.prod(plane.shape) > size:
         raise TruncatedFileError(path, f"ends before its {name} plane does")

@@ -111,7 +111,9 @@ class FieldGrid:
             raise MosaicError(f"field {self.name}: no tangent point at ra {self.ra}, dec {self.dec}")
         ratio = self.long_scale_mas / self.short_scale_mas
         if ratio < 1 or abs(ratio - round(ratio)) > 1e-9 or self.tile_px < 1:
-            raise MosaicError(f"field {self.name}: grids of {self.long_scale_mas} and {self.short_scale_mas} mas don't nest")
+            raise MosaicError(
+                f"field {self.name}: grids of {self.long_scale_mas} and {self.short_scale_mas} mas don't nest"
+            )
 
     @classmethod
     def for_field(cls, name: str, ra: float, dec: float, rules: MosaicRules) -> FieldGrid:
@@ -159,7 +161,9 @@ class FieldGrid:
         for footprint in footprints:
             vertices = polygon_vertices(footprint)
             if _cosine(vertices, self.ra, self.dec).min() < nearest:
-                raise MosaicError(f"field {self.name}: a footprint lies more than {_FARTHEST_DEG:g} deg from the tangent point")
+                raise MosaicError(
+                    f"field {self.name}: a footprint lies more than {_FARTHEST_DEG:g} deg from the tangent point"
+                )
             x, y = self.pixels(vertices[:, 0], vertices[:, 1], channel)
             # great circles are straight lines in this projection, so the polygon is exact
             polygon = Polygon(np.column_stack([(x + 0.5) / self.tile_px, (y + 0.5) / self.tile_px])).buffer(0)

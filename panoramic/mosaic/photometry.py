@@ -54,7 +54,7 @@ def aperture_photometry(
     sci_path, wht_path : planes of one mosaic.
     ra, dec : deg, shape (N,).
     radii_arcsec : aperture radii.
-    annulus_arcsec : inner and outer radius of a ring whose clipped median is taken as local sky; None subtracts nothing.
+    annulus_arcsec : inner and outer radius of a ring whose clipped median is the local sky; None subtracts nothing.
 
     Returns
     -------
@@ -149,9 +149,9 @@ def _clipped_median(values: np.ndarray) -> float:
 def measure_depth(sci_path: Path, wht_path: Path, radius_arcsec: float = DEPTH_RADIUS_ARCSEC) -> Depth | None:
     """5 sigma depth from apertures on empty sky.
 
-    Apertures lie on a lattice of 3 radii or more, so that some 50,000 suffice for the largest field. Each sum is divided by what its weights predict; sources only make sums
-    brighter, so the scatter is that of the fainter half: 1.4826 times the median distance below the median (after
-    the mode has been brought to the median by clipping at 3 sigma). None where fewer than 100 apertures fit.
+    Apertures lie on a lattice of 3 radii or more, so that some 50,000 suffice for the largest field. Each sum is divided
+    by what its weights predict. Sources only make sums brighter, so the scatter is that of the fainter half: 1.4826
+    times the median distance below the median, after clipping at 3 sigma. None where fewer than 100 apertures fit.
     """
     import sep
     from astropy.io import fits

@@ -26,7 +26,9 @@ _BRIGHTEST = 600.0
 _EMPTY = 24
 
 
-def preview(sci_path: Path, wht_path: Path, out: Path, *, largest_px: int = 1200, largest_bytes: int = LARGEST_BYTES) -> Path:
+def preview(
+    sci_path: Path, wht_path: Path, out: Path, *, largest_px: int = 1200, largest_bytes: int = LARGEST_BYTES
+) -> Path:
     """Write a grey PNG of one mosaic, north up, cropped to its data, at most ``largest_px`` on a side."""
     with _Mosaic(sci_path, wht_path) as mosaic:
         box = mosaic.data_box()
@@ -44,8 +46,8 @@ def colour_picture(
 ) -> Path:
     """Write a colour PNG of a field from its mosaics.
 
-    All filters are brought to the long-wave grid (short-wave pixels are binned; the grids nest) and to its sky rectangle.
-    Three or more filters: thirds of the list by wavelength make blue, green and red. Two: green is their mean. One: grey.
+    All filters are brought to the long-wave grid (short-wave pixels are binned; the grids nest) and to one rectangle.
+    Three or more filters: thirds of the list by wavelength are blue, green and red. Two: green is their mean. One: grey.
 
     Parameters
     ----------
@@ -139,13 +141,14 @@ class _Mosaic:
         return box[0] * n - x, box[1] * n - x, box[2] * n - y, box[3] * n - y
 
     def binned(self, box: tuple[int, int, int, int], step: int) -> tuple[np.ndarray, float]:
-        """Weighted means over ``step`` x ``step`` pixels (surface brightness kept; NaN without data), and their noise."""
+        """Weighted means over ``step`` x ``step`` pixels (NaN without data), less their median, and their noise."""
         x0, x1, y0, y1 = box
         nx, ny = (x1 - x0) // step, (y1 - y0) // step
         image = np.full((ny, nx), np.nan, np.float32)
         for row in range(ny):
             top = y0 + row * step
-            low, high, left, right = max(top, 0), min(top + step, self.shape[0]), max(x0, 0), min(x0 + nx * step, self.shape[1])
+            low, high = max(top, 0), min(top + step, self.shape[0])
+            left, right = max(x0, 0), min(x0 + nx * step, self.shape[1])
             if low >= high or left >= right:
                 continue
             science, weight = (np.asarray(h[0].data[low:high, left:right], np.float32) for h in self._hdus)
@@ -215,7 +218,9 @@ def _save(pixels: np.ndarray, out: Path, largest_bytes: int) -> Path:
         if buffer.tell() <= largest_bytes or max(image.size) <= 64:
             break
         shrink = max(0.5, min(0.9, math.sqrt(largest_bytes / buffer.tell()) * 0.97))
-        image = image.resize((max(1, round(image.width * shrink)), max(1, round(image.height * shrink))), Image.LANCZOS)
+        image = image.resize(
+            (max(1, round(image.width * shrink)), max(1, round(image.height * shrink))), Image.Resampling.LANCZOS
+        )
     out = Path(out)
     part = out.with_name(f".{out.name}.part")
     part.write_bytes(buffer.getvalue())

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 PLANES = ("sci", "wht", "exp")
 _BLOCK = 2880
 _RESERVE_BYTES = 64 * 2**20
-_STRUCTURE = ("SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "EXTEND", "END", "BSCALE", "BZERO", "BUNIT", "COMMENT", "HISTORY", "")
+_STRUCTURE = frozenset(
+    ("SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "EXTEND", "END", "BSCALE", "BZERO", "COMMENT", "HISTORY", "")
+)
 
 
 def work_folder(folder: Path, stem: str) -> Path:
@@ -61,7 +63,8 @@ def need_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes + _RESERVE_BYTES:
         raise DiskFullError(
-            f"{folder}: the mosaic needs {n_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; free some and run it again"
+            f"{folder}: the mosaic needs {n_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
+            "free some and run it again"
         )
 
 
@@ -113,7 +116,7 @@ class PlaneFile:
             for tile, crc in self._crc.items():
                 back = b"".join(os.pread(self._descriptor, self._tile_px * 4, offset) for offset in self._offsets(tile))
                 if zlib.crc32(back) != crc:
-                    raise ProductDamagedError(f"{self.path.name}: tile {tile} reads back differently from what was written")
+                    raise ProductDamagedError(f"{self.path.name}: tile {tile} reads back unlike what was written")
             with self.path.open("ab") as stream:
                 stream.write(_extension_bytes(table))
             os.fsync(self._descriptor)

@@ -181,12 +181,17 @@ class _Reading:
 
     def __init__(self, job: GrizliJob, end: ChildEnd) -> None:
         self.job, self.end = job, end
-        self.text = job.log.read_text(errors="replace") if job.log.exists() else ""
+        self.printed = self._read(job.log)
+        # some of its worst news grizli only writes down: a second run without alignment, a failed fit
+        known = set(self.printed.splitlines())
+        written = self._read(job.folder / f"{job.root}.auto_script.log.txt").splitlines()
+        self.written = "\n".join(line for line in written if line not in known)
+        self.text = f"{self.printed}\n{self.written}"
         self.lines = self.text.splitlines()
         if not job.outcome.exists():
             raise EngineFailedError(
                 f"{job.association}: grizli's process ended with code {end.exit_code} and no outcome. "
-                f"It said last:\n{last_meaningful_lines(self.text)}"
+                f"It said last:\n{last_meaningful_lines(self.printed)}"
             )
         outcome: dict[str, Any] = json.loads(job.outcome.read_text())
         if "error" in outcome:
@@ -227,10 +232,14 @@ class _Reading:
             peak_mib=self.end.peak_mib,
         )
 
+    def _read(self, path: Path) -> str:
+        text = path.read_text(errors="replace") if path.exists() else ""
+        return text.replace(f"{self.job.folder}/", "")  # its name means nothing once it is gone
+
     def _write_log(self, path: Path) -> None:
-        """What grizli printed, then its two small logs of shifts and WCS."""
+        """What grizli printed, what it only wrote down, then its two small logs of shifts and WCS."""
         with path.open("w") as stream:
-            stream.write(self.text)
+            stream.write(f"{self.printed}\n=== only in grizli's own log\n{self.written}\n")
             for name in ("shifts", "wcs"):
                 log = self.job.prep / f"{self.job.root}_{name}.log"
                 if log.exists():
@@ -274,7 +283,8 @@ class _Reading:
         return absolute_fit(row, job.reference.name, job.reference.kind, self.made["pixel_scale_mas"]), None
 
     def _cause(self) -> str:
-        return alignment_failure(self.lines) or last_exception(self.text) or "no cause given"
+        said = [cause for cause in (alignment_failure(self.lines), last_exception(self.text)) if cause]
+        return "; ".join(said) or "no cause given"
 
     def _gave_up(self) -> str:
         """The cause where grizli made nothing: words if it is alignment, else an error."""
@@ -287,7 +297,7 @@ class _Reading:
         if cause is None:
             raise EngineFailedError(
                 f"{name}: grizli made nothing ({exception or 'no exception shown'}). It said last:\n"
-                f"{last_meaningful_lines(self.text)}"
+                f"{last_meaningful_lines(self.printed)}"
             )
         return f"grizli gave up: {cause}"
 
@@ -302,7 +312,7 @@ class _Reading:
             return CalibrationError(f"{name}: reference file {error['message']} (context {context})")
         if stage == "calibration" or str(error["module"]).startswith("crds"):
             return CalibrationError(f"{name}: {said}")
-        last = last_meaningful_lines(self.text)
+        last = last_meaningful_lines(self.printed)
         return EngineFailedError(f"{name}: grizli failed with {said}. It said last:\n{last}")
 
 

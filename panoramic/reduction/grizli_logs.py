@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from panoramic.reduction.base import AbsoluteFit, Degradation, RelativeFit
-from panoramic.reduction.grizli_patterns import ALIGNMENT_FAILURES, DEGRADATIONS, HARMLESS, SUSPICIOUS
+from panoramic.reduction.grizli_patterns import (
+    ALIGNMENT_FAILURES,
+    DEGRADATIONS,
+    HARMLESS,
+    STEPS_WITH_TRACEBACK,
+    SUSPICIOUS,
+    SWALLOWED,
+)
 
 RADIAL_NMAD = 0.6649
 """What grizli logs as RMS of the absolute fit is 1.4826 x the median absolute deviation of the *radial* residuals;
@@ -73,9 +80,7 @@ def parse_shifts_log(text: str, names: Mapping[str, str], reference_exposure: in
 
 
 def _with_role(fit: RelativeFit, role: str) -> RelativeFit:
-    return RelativeFit(
-        fit.dataset, role, fit.dx, fit.dy, fit.rotation_deg, fit.scale, fit.n, fit.rms_x, fit.rms_y
-    )
+    return RelativeFit(fit.dataset, role, fit.dx, fit.dy, fit.rotation_deg, fit.scale, fit.n, fit.rms_x, fit.rms_y)
 
 
 def parse_wcs_log(text: str) -> WcsRow | None:
@@ -125,6 +130,8 @@ def find_degradations(
     """
     off = frozenset(services_off)
     found: dict[tuple[str, str], Degradation] = {}
+    unknown: list[str] = []
+    swallowed: list[str] = []
     for raw in lines:
         line = raw.strip()
         if not line:
@@ -141,15 +148,19 @@ def find_degradations(
             break
         if hit or any(re.search(regex, line) for regex, _ in HARMLESS):
             continue
-        if any(re.search(regex, line) for regex in SUSPICIOUS):
-            key = (association, "unrecognised_message")
-            found.setdefault(key, Degradation(*key, _shorten(line), "unrecognised_message" in off))
+        if re.search(SWALLOWED, line):
+            swallowed.append(line)
+        elif any(re.search(regex, line) for regex in SUSPICIOUS):
+            unknown.append(line)
+    if not STEPS_WITH_TRACEBACK & {what for _, what in found}:
+        unknown += swallowed
+    if unknown:
+        key = (association, "unrecognised_message")
+        found[key] = Degradation(*key, _shorten("; ".join(dict.fromkeys(unknown))), "unrecognised_message" in off)
     return tuple(found[key] for key in sorted(found))
 
 
-def _owners(
-    match: re.Match[str], association: str, names: Mapping[str, str], per_exposure: bool
-) -> Iterable[str]:
+def _owners(match: re.Match[str], association: str, names: Mapping[str, str], per_exposure: bool) -> Iterable[str]:
     stem = (match.groupdict().get("file") or "").rpartition("/")[2]
     if stem in names:
         return (names[stem],)

@@ -29,7 +29,7 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     # prep.apply_region_mask_from_db
     Pattern(
         "region_mask",
-        r"apply_region_mask_from_db: (?:query failed|switched off)",
+        rf"apply_region_mask_from_db: (?:query failed|switched off for {FILE})",
         "hand-drawn masks (satellites, claws, ghosts) of grizli's database were not applied",
         per_exposure=True,
     ),
@@ -155,11 +155,14 @@ HARMLESS: tuple[tuple[str, str], ...] = (
 SUSPICIOUS: tuple[str, ...] = (
     r"(?i)\bfailed\b",
     r"(?i)\bnot found\b",
-    r"^# !\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit)\b",
     r"^# !!",
     r"(?i)\bcouldn't\b",
     r"turning off",
 )
+
+# The last line of a traceback that grizli swallowed. It is reported only where no message names the step that it ended.
+SWALLOWED = r"^# !\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit)\b"
+STEPS_WITH_TRACEBACK = frozenset({"relative_alignment", "absolute_alignment", "one_over_f", "outliers"})
 
 # Lines that say that alignment, not the engine, gave up. Group 0 is shown to the user.
 ALIGNMENT_FAILURES: tuple[tuple[str, str], ...] = (

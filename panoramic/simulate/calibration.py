@@ -249,7 +249,7 @@ def _distortion(path: Path, detector: str) -> None:
         | Shift(ap.v2_ref) & Shift(ap.v3_ref)
     )  # fmt: skip
     inverse = (
-        Shift(-ap.v2_ref) & Shift(-ap.v3_ref) | split | back | split | pair(ap.inverse)
+        Shift(-ap.v2_ref) & Shift(-ap.v3_ref) | split | back | split | pair(ap.fitted_inverse())
         | Shift(ap.x_ref - 1) & Shift(ap.y_ref - 1) | Identity(2)
     )  # fmt: skip
     forward.inverse = inverse
@@ -278,7 +278,7 @@ def _filteroffset(path: Path, channel: str, module: str) -> None:
     for band in (b for b in FILTERS if FILTERS[b].channel == channel):
         dx, dy = (float(v) for v in filter_offset(detector, band))
         rows.append(dict(zip(("filter", "pupil"), wheel(band), strict=True)) | {"column_offset": dx, "row_offset": dy})
-    with FilteroffsetModel(filters=rows, instrument="NIRCAM") as model:
+    with dated(FilteroffsetModel, FILE_DATE)(filters=rows, instrument="NIRCAM") as model:
         set_meta(model, _meta(detector, "filteroffset") | {"exposure.type": "NRC_IMAGE", "input_units": "pixel"})
         model.save(str(path))
 

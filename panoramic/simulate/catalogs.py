@@ -13,7 +13,7 @@ import numpy as np
 from astropy.table import MaskedColumn, Table, vstack
 from numpy.typing import NDArray
 
-from panoramic.simulate.geometry import ARCSEC, aperture, sky_of, unit_vectors
+from panoramic.simulate.geometry import ARCSEC, aperture, rotate, sky_of, unit_vectors
 from panoramic.simulate.instrument import NPIX
 from panoramic.simulate.plan import PlannedExposure, field_of_view, generator, visit_attitude
 from panoramic.simulate.program import ReferenceDense, ReferenceFalse, ReferenceSparse, Simulation
@@ -129,7 +129,7 @@ def _random_entries(rng: np.random.Generator, name: str, simulation: Simulation,
     low2, high2, low3, high3 = field_of_view(simulation)
     v2, v3 = rng.uniform(low2, high2, number), rng.uniform(low3, high3, number)
     out = Table()
-    out["ra"], out["dec"] = sky_of(unit_vectors(v2 * ARCSEC, v3 * ARCSEC) @ visit_attitude(simulation, index).T)
+    out["ra"], out["dec"] = sky_of(rotate(visit_attitude(simulation, index), unit_vectors(v2 * ARCSEC, v3 * ARCSEC)))
     legacy = name == "LS_DR9"
     out["mag"] = rng.uniform(20.5, 23.5, number) if legacy else rng.uniform(17.0, 20.7, number)
     out["ra_error"] = out["dec_error"] = rng.uniform(30, 90, number) if legacy else rng.uniform(0.1, 1.0, number)

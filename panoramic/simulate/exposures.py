@@ -58,12 +58,13 @@ def scene(simulation: Simulation, plan: PlannedExposure, sources: Table) -> NDAr
     near = (np.minimum(x, y) > -REACH_PIXELS) & (np.maximum(x, y) < NPIX + REACH_PIXELS)
     jacobian = ap.jacobian(plan.true, ra[near], dec[near])
     # A flat is made on uniform light, so a pixel's share of a source goes with its true area.
-    pixel_sr = ARCSEC**2 / np.abs(np.linalg.det(jacobian))
+    determinant = jacobian[:, 0, 0] * jacobian[:, 1, 1] - jacobian[:, 0, 1] * jacobian[:, 1, 0]
+    pixel_sr = ARCSEC**2 / np.abs(determinant)
     table = sources[near]
     flux = AB_ZERO_JY * 1e-6 * 10 ** (-0.4 * np.asarray(table[f"mag_{plan.band}"], float)) / pixel_sr
     canvas = optics.new_canvas()
     zero, one, nothing = np.zeros((2, 2)), np.ones(1), np.zeros(1)
-    shapes = _shapes(table)
+    shapes = _shapes(table, jacobian)
     star = np.asarray(table["kind"]) == "star"
     n = np.round(np.asarray(table["n"], float) * 4) / 4
     for k in range(len(table)):
@@ -71,8 +72,7 @@ def scene(simulation: Simulation, plan: PlannedExposure, sources: Table) -> NDAr
             optics.draw(canvas, x[near][k], y[near][k], flux[k], zero, one, nothing)
         else:
             weights, sigmas = optics.sersic_mixture(max(float(n[k]), 0.5))
-            covariance = jacobian[k] @ shapes[k] @ jacobian[k].T
-            optics.draw(canvas, x[near][k], y[near][k], flux[k], covariance, weights, sigmas)
+            optics.draw(canvas, x[near][k], y[near][k], flux[k], shapes[k], weights, sigmas)
     image = optics.observe(canvas, optics.transfer_function(plan.band, channel, ap.x_scale, _smear(plan, ap.x_scale)))
     image += background(simulation, plan)
     if simulation.effects.wisps:
@@ -80,17 +80,18 @@ def scene(simulation: Simulation, plan: PlannedExposure, sources: Table) -> NDAr
     return image
 
 
-def _shapes(table: Table) -> NDArray[np.float64]:
-    """Covariances on the sky (east, north), *arcsec^2*, shape (n, 2, 2), of a Gaussian of one half-light radius."""
+def _shapes(table: Table, jacobian: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariances, *pixels^2*, shape (n, 2, 2), of Gaussians with the shape of one half-light radius."""
     pa = np.radians(np.asarray(table["pa"], float))
     major = np.asarray(table["re_arcsec"], float)
     minor = major * np.asarray(table["axis_ratio"], float)
-    along = np.stack([np.sin(pa), np.cos(pa)], axis=-1)
-    across = np.stack([np.cos(pa), -np.sin(pa)], axis=-1)
-    return (
-        major[:, None, None] ** 2 * along[:, :, None] * along[:, None, :]
-        + minor[:, None, None] ** 2 * across[:, :, None] * across[:, None, :]
-    )
+    along = np.stack([np.sin(pa), np.cos(pa)], axis=-1) * major[:, None]
+    across = np.stack([np.cos(pa), -np.sin(pa)], axis=-1) * minor[:, None]
+    out = np.zeros((len(table), 2, 2))
+    for axis in (along, across):
+        pixel = jacobian[:, :, 0] * axis[:, :1] + jacobian[:, :, 1] * axis[:, 1:]
+        out += pixel[:, :, None] * pixel[:, None, :]
+    return out
 
 
 def _smear(plan: PlannedExposure, pixel_scale: float) -> tuple[float, float] | None:

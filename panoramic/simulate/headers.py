@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from panoramic.simulate.geometry import ARCSEC, PRD_VERSION, aperture, pointing_aperture, s_region, sky_of, unit_vectors
+from panoramic.simulate.geometry import (
+    ARCSEC,
+    PRD_VERSION,
+    aperture,
+    pointing_aperture,
+    rotate,
+    s_region,
+    sky_of,
+    unit_vectors,
+)
 from panoramic.simulate.instrument import DETECTORS, FRAME_TIME, READOUTS, exposure_times
 from panoramic.simulate.plan import PlannedExposure, boresight, wheel
 from panoramic.simulate.program import Simulation
@@ -233,7 +242,7 @@ def _wcs_meta(plan: PlannedExposure) -> dict[str, Any]:
 def _guide_star(plan: PlannedExposure) -> tuple[float, float, float]:
     """A guide star in the middle of FGS1, under the reported attitude: RA, Dec, V3 position angle, *degrees*."""
     matrix = np.array(plan.attitude).reshape(3, 3)
-    ra, dec = sky_of(matrix @ unit_vectors(207.0 * ARCSEC, -697.0 * ARCSEC))
+    ra, dec = sky_of(rotate(matrix, unit_vectors(207.0 * ARCSEC, -697.0 * ARCSEC)))
     return float(ra), float(dec), boresight(plan)[2]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from panoramic.simulate.geometry import ARCSEC, sky_of, unit_vectors
+from panoramic.simulate.geometry import ARCSEC, rotate, sky_of, unit_vectors
 from panoramic.simulate.instrument import FILTERS
 from panoramic.simulate.plan import field_of_view, generator, visit_attitude
 from panoramic.simulate.program import Simulation
@@ -87,7 +87,7 @@ def make_sources(simulation: Simulation, index: int, bands: list[str]) -> Table:
     mag = np.concatenate([star, galaxy])
     n, is_star = len(mag), np.arange(len(mag)) < len(star)
     v2, v3 = rng.uniform(low2, high2, n), rng.uniform(low3, high3, n)
-    ra, dec = sky_of(unit_vectors(v2 * ARCSEC, v3 * ARCSEC) @ visit_attitude(simulation, index).T)
+    ra, dec = sky_of(rotate(visit_attitude(simulation, index), unit_vectors(v2 * ARCSEC, v3 * ARCSEC)))
 
     size = np.clip(10 ** (-0.22 - 0.095 * (mag - 20) + rng.normal(0, 0.18, n)), 0.02, 3.0)
     early = rng.uniform(size=n) < np.interp(mag, [19, 24], [0.4, 0.12])

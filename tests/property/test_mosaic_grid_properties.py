@@ -27,7 +27,13 @@ def grid_at(place: tuple[float, float], scales: tuple[float, float] = (40.0, 20.
 def arcsec(ra: np.ndarray, dec: np.ndarray, ra2: np.ndarray, dec2: np.ndarray) -> np.ndarray:
     """Distance on the sphere, by chord: no trouble at poles or RA 0."""
     one, two = (
-        np.stack([np.cos(np.radians(d)) * np.cos(np.radians(a)), np.cos(np.radians(d)) * np.sin(np.radians(a)), np.sin(np.radians(d))])
+        np.stack(
+            [
+                np.cos(np.radians(d)) * np.cos(np.radians(a)),
+                np.cos(np.radians(d)) * np.sin(np.radians(a)),
+                np.sin(np.radians(d)),
+            ]
+        )
         for a, d in ((ra, dec), (ra2, dec2))
     )
     return np.degrees(2 * np.arcsin(np.linalg.norm(one - two, axis=0) / 2)) * 3600
@@ -74,7 +80,9 @@ def test_wcs_and_closed_form_agree(place: tuple[float, float], tile: tuple[int, 
 
 @settings(deadline=None)
 @given(places, tiles, st.sampled_from(["short", "long"]))
-def test_a_tiles_own_footprint_touches_it_and_nothing_else(place: tuple[float, float], tile: tuple[int, int], channel: str) -> None:
+def test_a_tiles_own_footprint_touches_it_and_nothing_else(
+    place: tuple[float, float], tile: tuple[int, int], channel: str
+) -> None:
     grid = grid_at(place)
     edges = np.array([[0.5, 0.5], [2046.5, 0.5], [2046.5, 2046.5], [0.5, 2046.5]])
     ra, dec = grid.tile_wcs(tile, channel).all_pix2world(edges[:, 0], edges[:, 1], 0)
@@ -90,7 +98,7 @@ def test_a_new_exposure_only_adds_tiles(place: tuple[float, float], middles: lis
     grid = grid_at(place)
     footprints = []
     for x, y in middles:
-        corners = np.array([(-30, -30), (30, -30), (30, 30), (-30, 30)]) + (x, y)
+        corners = np.array([(-30, -30), (30, -30), (30, 30), (-30, 30)]) + np.array([x, y])
         xi, eta = np.radians(corners.T / 3600)
         footprints.append(np.column_stack(deproject(xi, eta, *place)))
     some, more = grid.tiles_touching(footprints[:-1], "short"), grid.tiles_touching(footprints, "short")

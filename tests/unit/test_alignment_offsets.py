@@ -127,18 +127,20 @@ def test_duplicates_do_not_inflate_the_number() -> None:
     rng = np.random.default_rng(3)
     true = rng.uniform(-HALF, HALF, (20, 2))
     reference = np.repeat(true, 6, axis=0) + rng.normal(0, 0.005, (120, 2))
-    found = measure_offset(*sky(true + (0.2, 0.0)), *sky(reference))
+    found = measure_offset(*sky(true + np.array([0.2, 0.0])), *sky(reference))
     assert isinstance(found, OffsetMeasurement)
     assert found.n == 20
     assert np.unique(found.index).size == np.unique(found.ref_index).size == 20
-    four = measure_offset(*sky(np.r_[true[:4], rng.uniform(-HALF, HALF, (100, 2))]), *sky(np.repeat(true[:4], 30, axis=0)))
+    four = measure_offset(
+        *sky(np.r_[true[:4], rng.uniform(-HALF, HALF, (100, 2))]), *sky(np.repeat(true[:4], 30, axis=0))
+    )
     assert isinstance(four, NotMeasurable)
 
 
 def test_two_equally_good_offsets_are_refused() -> None:
     rng = np.random.default_rng(4)
     true = rng.uniform(-HALF, HALF, (40, 2))
-    found = measure_offset(*sky(true), *sky(np.r_[true, true + (1.0, 0.0)]))
+    found = measure_offset(*sky(true), *sky(np.r_[true, true + np.array([1.0, 0.0])]))
     assert isinstance(found, NotMeasurable)
     assert "next" in found.reason
 

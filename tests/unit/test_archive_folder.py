@@ -447,7 +447,7 @@ def test_no_cut_of_a_file_is_taken_for_a_whole_one(
 
 
 @pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyUserWarning")
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(place=st.integers(0, 8639), byte=st.integers(0, 255), length=st.integers(1, 30))
 def test_no_damage_of_a_header_hides_the_other_files(
     place: int, byte: int, length: int, tmp_path_factory: pytest.TempPathFactory

@@ -158,7 +158,7 @@ def test_a_reduction(run: Run, tmp_path: Path) -> None:
 def test_what_the_child_is_given(run: Run, tmp_path: Path) -> None:
     seen = tmp_path / "seen.json"
     os.environ["CRDS_PATH"] = "/not/this/one"
-    os.environ["SECRET_TOKEN"] = "of the parent"
+    os.environ["OF_THE_PARENT"] = "1"
     try:
         run(
             f"""
@@ -176,10 +176,10 @@ def test_what_the_child_is_given(run: Run, tmp_path: Path) -> None:
             services_off=("region_mask",),
         )
     finally:
-        del os.environ["CRDS_PATH"], os.environ["SECRET_TOKEN"]
+        del os.environ["CRDS_PATH"], os.environ["OF_THE_PARENT"]
     told = json.loads(seen.read_text())
     env = told["env"]
-    assert "SECRET_TOKEN" not in env
+    assert "OF_THE_PARENT" not in env
     assert env["CRDS_PATH"] == str(tmp_path / "crds") and env["CRDS_CONTEXT"] == "jwst_1.pmap"
     assert env["OMP_NUM_THREADS"] == "1" and env["MPLBACKEND"] == "Agg"
     assert all(env[k].startswith(told["cwd"]) for k in ("HOME", "TMPDIR", "GRIZLI", "iref", "jref", "MPLCONFIGDIR"))
@@ -211,7 +211,14 @@ def test_a_rejected_exposure(run: Run) -> None:
 
 
 def test_a_second_run_without_alignment_is_not_taken_for_an_aligned_one(run: Run) -> None:
-    result = run("shifts(); wcs(); done(); print('# !! First `prep` run failed with `run_tweak_align`. Try again')")
+    # grizli says so in its own log only
+    result = run(
+        """
+        shifts(); wcs(); done()
+        said = "# !! First `prep` run failed with `run_tweak_align`. Try again"
+        (work / f"{root}.auto_script.log.txt").write_text(said)
+        """
+    )
     assert [f.role for f in result.relative] == ["rejected", "rejected"]
     assert "could not align the exposures with each other" in (result.failure or "")
     assert "relative_alignment" in {d.what for d in result.degradations}
@@ -222,10 +229,13 @@ def test_a_second_run_without_alignment_is_not_taken_for_an_aligned_one(run: Run
     [
         ("shifts(); done()", "rejected its own solution"),
         ("shifts(); (prep / f'{root}_wcs.log').write_text(''); done()", "rejected its own solution"),
-        ("shifts(); wcs(); (prep / f'{root}.wcs_failed').write_text(''); print('# !! Drizzle alignment failed'); done()",
-         "alignment to the reference raised an error"),
+        (
+            "shifts(); wcs(); (prep / f'{root}.wcs_failed').write_text('');"
+            "print('# !! Drizzle alignment failed'); done()",
+            "alignment to the reference raised an error",
+        ),
     ],
-)  # fmt: skip
+)
 def test_no_solution(run: Run, code: str, said: str) -> None:
     result = run(code)
     assert result.absolute is None and said in (result.failure or "") and len(result.exposures) == 2
@@ -250,7 +260,7 @@ def test_an_empty_log_is_no_success(run: Run) -> None:
 
 
 def test_an_empty_reference(run: Run) -> None:
-    nothing = ReferenceSources("GAIA", *(np.zeros(0) for _ in range(4)))
+    nothing = ReferenceSources("GAIA", np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
     result = run("shifts(); done()", nothing)
     assert result.failure == "no alignment to GAIA: it has no source here"
 
@@ -272,7 +282,7 @@ def test_crashed(run: Run) -> None:
 
 
 def test_too_slow(run: Run) -> None:
-    with pytest.raises(EngineKilledError, match="time limit of 0.5 s"):
+    with pytest.raises(EngineKilledError, match=r"time limit of 0\.5 s"):
         run("time.sleep(60)", timeout_s=0.5)
 
 
@@ -283,7 +293,7 @@ def test_it_ends_without_a_word(run: Run, code: str) -> None:
 
 
 def test_its_exceptions(run: Run) -> None:
-    with pytest.raises(EngineFailedError, match="KeyError: 'EXPNAME'.*\nlast words"):
+    with pytest.raises(EngineFailedError, match=r"KeyError: 'EXPNAME'.*\nlast words"):
         run("print('last words'); done(stage='engine', type='KeyError', message=\"'EXPNAME'\")")
 
 
@@ -295,7 +305,7 @@ def test_systemexit_of_crds(run: Run) -> None:
 def test_a_missing_reference_file(run: Run) -> None:
     with pytest.raises(CalibrationError, match=r"reference file photom: .*context jwst_1\.pmap"):
         run("done(stage='calibration', type='ReferenceFileError', message='photom: none')")
-    with pytest.raises(CalibrationError, match="CrdsDownloadError: x.asdf"):
+    with pytest.raises(CalibrationError, match=r"CrdsDownloadError: x\.asdf"):
         run("print('# !crds.core.exceptions.CrdsDownloadError: x.asdf'); done(exposures=False)")
 
 
@@ -308,10 +318,14 @@ def test_a_full_disk_over_there(run: Run) -> None:
 
 def test_nothing_made_for_another_reason(run: Run) -> None:
     with pytest.raises(EngineFailedError, match="IndexError: list index out of range"):
-        run("print('# !IndexError: list index out of range'); (prep / 'x.failed').write_text(''); done(exposures=False)")
+        run(
+            "print('# !IndexError: list index out of range'); (prep / 'x.failed').write_text(''); done(exposures=False)"
+        )
 
 
-def test_a_program_that_is_not_there(setup: CalibrationSetup, tmp_path: Path, rate_files: tuple[ExposureInput, ...]) -> None:
+def test_a_program_that_is_not_there(
+    setup: CalibrationSetup, tmp_path: Path, rate_files: tuple[ExposureInput, ...]
+) -> None:
     reduction = GrizliReduction(setup, tmp_path / "work")
     reduction.child_command = ("/no/such/python",)
     with pytest.raises(StorageError, match="can't be started"):
@@ -372,7 +386,9 @@ def test_the_child_dies_with_a_killed_parent_and_its_folder_is_cleared(tmp_path:
     assert remove_orphans(tmp_path / "never made") == ()
 
 
-def test_an_interrupt_kills_the_child(setup: CalibrationSetup, tmp_path: Path, rate_files: tuple[ExposureInput, ...]) -> None:
+def test_an_interrupt_kills_the_child(
+    setup: CalibrationSetup, tmp_path: Path, rate_files: tuple[ExposureInput, ...]
+) -> None:
     script = tmp_path / "stand_in.py"
     pid_file = tmp_path / "pid"
     script.write_text(

@@ -42,8 +42,8 @@ def make_rate(tmp_path: Path) -> MakeRate:
     """A maker of rate files: small on disk (compressible zeros are not the point), right in structure."""
 
     def make(
-        name: str = "a", shape: tuple[int, ...] = (2048, 2048), drop: str = "", planes: tuple[str, ...] = ("SCI", "ERR", "DQ"),
-        **changed: Any,
+        name: str = "a", shape: tuple[int, ...] = (2048, 2048), drop: str = "",
+        planes: tuple[str, ...] = ("SCI", "ERR", "DQ"), **changed: Any,
     ) -> Path:  # fmt: skip
         primary = fits.PrimaryHDU()
         primary.header.update({k: changed.get(k.replace("-", "_"), v) for k, v in PRIMARY.items() if k != drop})
@@ -76,7 +76,7 @@ def test_a_cut_file(make_rate: MakeRate, keep: int) -> None:
     path = make_rate()
     whole = path.read_bytes()
     path.write_bytes(whole[:keep])
-    with pytest.raises(TruncatedFileError, match="a_rate.fits"):
+    with pytest.raises(TruncatedFileError, match=r"a_rate\.fits"):
         read_rate_header(exposure(path))
 
 
@@ -170,7 +170,8 @@ def test_lean_and_what_wins_over_it() -> None:
 
 
 def test_switches() -> None:
-    args = validate_parameters({"oneoverf": False, "background_mesh": None, "align_mag_limits": [14, 25, 0.1]}).prep_args()
+    given = {"oneoverf": False, "background_mesh": None, "align_mag_limits": [14, 25, 0.1]}
+    args = validate_parameters(given).prep_args()
     assert args["oneoverf_kwargs"] is None and args["imaging_bkg_params"] is None
     assert args["align_mag_limits"] == [14.0, 25.0, 0.1]
     assert validate_parameters({}).prep_args()["nircam_wisp_kwargs"]["download"] is False

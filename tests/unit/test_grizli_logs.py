@@ -109,7 +109,7 @@ def test_rms_becomes_a_deviation_per_axis() -> None:
 REAL_MESSAGES = [
     ("# prep.apply_region_mask_from_db: query failed", "region_mask", (A, B, C)),
     (
-        f"query_persistence: failed for {B}_rate.fits: ConnectionError: [\"grizli's database is not asked\"]",
+        f'query_persistence: failed for {B}_rate.fits: ConnectionError: ["grizli\'s database is not asked"]',
         "persistence_history",
         (B,),
     ),
@@ -171,9 +171,10 @@ def test_each_pattern_is_tested_by_a_real_message() -> None:
 
 
 def test_what_is_switched_off_on_purpose_is_recorded_as_intended() -> None:
-    line = "apply_region_mask_from_db: switched off for x"
-    found = find_degradations([line], "assoc", STEMS, ("region_mask",))
-    assert len(found) == 3 and all(d.intended for d in found)
+    lines = [f"apply_region_mask_from_db: switched off for {name}_rate.fits" for name in (A, B)]
+    found = find_degradations(lines, "assoc", STEMS, ("region_mask",))
+    assert [d.product for d in found] == [A, B] and all(d.intended for d in found)
+    assert B in found[1].why
 
 
 @pytest.mark.parametrize(
@@ -197,6 +198,14 @@ def test_harmless_lines_say_nothing(line: str) -> None:
 def test_a_message_that_nobody_knows_is_reported_as_it_stands() -> None:
     (found,) = find_degradations(["new_step: the frobnicator failed"], "assoc", STEMS)
     assert found.what == "unrecognised_message" and "frobnicator" in found.why
+
+
+def test_a_swallowed_exception_is_reported_where_nothing_explains_it() -> None:
+    lines = ["# !Traceback (most recent call last):", "# !IndexError: list index out of range"]
+    (found,) = find_degradations(lines, "assoc", STEMS)
+    assert found.why == "# !IndexError: list index out of range"
+    (found,) = find_degradations([*lines, "# !! Drizzle alignment failed"], "assoc", STEMS)
+    assert found.what == "absolute_alignment"
 
 
 def test_patterns_compile_and_explain() -> None:
@@ -230,7 +239,8 @@ def test_the_cause_of_a_failure() -> None:
     assert "[14.0, 24.0, 0.05]" in (alignment_failure([magnitude]) or "")
     assert alignment_failure(["all is well"]) is None
     assert last_exception(EXCEPTION) == "TypeError: cannot unpack non-iterable bool object"
-    assert last_exception("crds.core.exceptions.CrdsNetworkError: no file") == "crds.core.exceptions.CrdsNetworkError: no file"
+    dotted = "crds.core.exceptions.CrdsNetworkError: no file"
+    assert last_exception(dotted) == dotted
     assert last_exception("nothing") is None
 
 

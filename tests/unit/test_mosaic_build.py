@@ -1,4 +1,4 @@
-"""Mosaics of synthetic exposures against their truth: flux, place, noise, planes, and files that are whole or absent."""
+"""Mosaics of synthetic exposures against their truth: flux, place, noise, planes; files are whole or absent."""
 
 from __future__ import annotations
 
@@ -52,9 +52,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Made], S
     folder = tmp_path_factory.mktemp("clean")
     sky = isolated_stars(1.1, 5, 1)
     made = [
-        make_exposure(folder, f"jw1_{k}_nrcb1", sky, ra=ra, dec=dec, noise=1e-4, seed=k, seconds=100.0 * (k + 1))
+        make_exposure(
+            folder, f"jw1_{k}_nrcb1", sky, ra=ra, dec=dec, noise=1e-4, seed=k, seconds=100.0 * (k + 1),
+            shape=(288, 288), bad_fraction=0,
+        )
         for k, (ra, dec) in enumerate(dithers(4, 0.5))
-    ]
+    ]  # fmt: skip
     return folder, made, sky, build(made, folder / "out")
 
 
@@ -76,14 +79,14 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Made], S
 def test_stars_keep_their_flux(clean: tuple) -> None:
     folder, _, sky, _ = clean
     out = folder / "out"
-    table = aperture_photometry(out / f"{STEM}_sci.fits", out / f"{STEM}_wht.fits", sky.ra, sky.dec, [0.1, 0.4])
+    table = aperture_photometry(out / f"{STEM}_sci.fits", out / f"{STEM}_wht.fits", sky.ra, sky.dec, [0.05, 0.4])
     assert table["covered"].sum() > 15
     ratio = (table["flux_0.40"] / sky.flux)[table["covered"]]
     assert np.abs(ratio - 1).max() < 0.005
-    small, scatter = aperture_ratio(table, 0.1, 0.4)
+    small, scatter = aperture_ratio(table, 0.05, 0.4)
     assert 0.5 < small < 0.95
     assert scatter < 0.02
-    corrected = (table["flux_0.10"] / small / sky.flux)[table["covered"]]
+    corrected = (table["flux_0.05"] / small / sky.flux)[table["covered"]]
     assert abs(np.median(corrected) - 1) < 0.01
 
 
@@ -105,20 +108,21 @@ def test_stars_keep_their_place(clean: tuple) -> None:
     np.testing.assert_allclose(found["mag"][match], 23.9 - 2.5 * np.log10(20.0), atol=0.05)
 
 
-@pytest.mark.parametrize("kernel", ["square", "turbo", "point"])
+@pytest.mark.parametrize("kernel", ["square", "turbo"])
 @pytest.mark.parametrize("channel", ["short", "long"])
 def test_total_light_is_conserved(tmp_path: Path, kernel: str, channel: str) -> None:
     sky = isolated_stars(1.5, 2, 3)
     rules = MosaicRules(kernel=kernel, pixfrac=1.0)
     scale, shape = (31.0, (192, 192)) if channel == "short" else (63.0, (96, 96))
     made = [
-        make_exposure(tmp_path, f"jw3_{k}", sky, ra=ra, dec=dec, noise=0, bad_fraction=0, seed=k, scale_mas=scale, shape=shape)
+        make_exposure(
+            tmp_path, f"jw3_{k}", sky, ra=ra, dec=dec, noise=0, bad_fraction=0, seed=k, scale_mas=scale, shape=shape
+        )
         for k, (ra, dec) in enumerate(dithers(4, 0.3))
     ]
     result = build(made, tmp_path / "out", rules=rules, channel=channel)
     science = planes(tmp_path / "out")["sci"]
-    # a single dropped pixel is no mean of its surroundings: the point kernel conserves light only on average
-    assert science.sum() * 0.01 == pytest.approx(sky.flux.sum(), rel=0.05 if kernel == "point" else 0.003)
+    assert science.sum() * 0.01 == pytest.approx(sky.flux.sum(), rel=0.003)
     assert result.pixel_scale_mas == (20.0 if channel == "short" else 40.0)
 
 
@@ -156,17 +160,19 @@ def test_exposure_time_is_exact(clean: tuple) -> None:
 def test_weight_is_the_inverse_variance_of_sums(tmp_path: Path) -> None:
     nothing = Sky(np.empty(0), np.empty(0), np.empty(0))
     made = [
-        make_exposure(tmp_path, f"jw4_{k}", nothing, ra=ra, dec=dec, noise=0.01 * (1 + k % 2), seed=50 + k, shape=(320, 320))
+        make_exposure(
+            tmp_path, f"jw4_{k}", nothing, ra=ra, dec=dec, noise=0.01 * (1 + k % 2), seed=50 + k, shape=(560, 560)
+        )
         for k, (ra, dec) in enumerate(dithers(4, 0.2))
     ]
     result = build(made, tmp_path / "out")
     got = planes(tmp_path / "out")
-    middle = slice(got["sci"].shape[0] // 2 - 160, got["sci"].shape[0] // 2 + 160)
+    middle = slice(got["sci"].shape[0] // 2 - 280, got["sci"].shape[0] // 2 + 280)
     science, weight = got["sci"][middle, middle], got["wht"][middle, middle]
     assert (weight > 0).all()
     block = 16
-    sums = science.reshape(20, block, 20, block).sum(axis=(1, 3))
-    predicted = np.sqrt((1 / weight).reshape(20, block, 20, block).sum(axis=(1, 3)))
+    sums = science.reshape(35, block, 35, block).sum(axis=(1, 3))
+    predicted = np.sqrt((1 / weight).reshape(35, block, 35, block).sum(axis=(1, 3)))
     assert np.std(sums / predicted) == pytest.approx(1.0, abs=0.12)
     # single pixels scatter less: neighbours share input pixels
     assert 0.3 < np.std(science * np.sqrt(weight)) < 0.9
@@ -239,7 +245,9 @@ def test_two_exposures_are_enough_for_cosmic_rays_and_holes(tmp_path: Path) -> N
     inner[24:-24, 24:-24] = True
     for flag, one in zip(flags, made, strict=True):
         real = one.cosmic & ~one.bad & inner
-        assert flag[real].mean() > 0.93
+        # where both exposures were hit, and beside bad pixels, two exposures can't tell
+        assert flag[real & (one.clean < 0.01)].mean() > 0.94
+        assert flag[real].mean() > 0.9
         core = (one.clean > 0.5) & ~one.cosmic & ~one.bad
         assert flag[core].mean() < 0.005
     assert flags[1][holes].mean() > 0.9
@@ -384,7 +392,9 @@ def test_full_disk(noisy: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def test_what_was_not_written_as_meant_is_noticed(noisy: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_written_as_meant_is_noticed(
+    noisy: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, made, _, _ = noisy
     true_write = writer.os.pwrite
 
@@ -430,7 +440,9 @@ def test_an_exposure_without_usable_pixels_is_named(noisy: tuple, tmp_path: Path
 def test_more_exposures_than_drizzle_counts_in_one_plane(tmp_path: Path) -> None:
     sky = random_stars(3, 1, 7)
     made = [
-        make_exposure(tmp_path, f"jw7_{k:02d}", sky, ra=ra, dec=dec, seed=k, shape=(48, 48), seconds=10.0, bad_fraction=0)
+        make_exposure(
+            tmp_path, f"jw7_{k:02d}", sky, ra=ra, dec=dec, seed=k, shape=(48, 48), seconds=10.0, bad_fraction=0
+        )
         for k, (ra, dec) in enumerate(dithers(35, 0.02))
     ]
     build(made, tmp_path / "out", grid=grid_for_tests(128))

@@ -76,7 +76,10 @@ def render(sky: Sky, wcs: WCS, shape: tuple[int, int], fwhm_px: float) -> np.nda
     for cx, cy, flux, area in zip(x, y, sky.flux, areas, strict=True):
         if not (-reach < cx < shape[1] + reach and -reach < cy < shape[0] + reach):
             continue
-        ix, iy = np.arange(round(cx) - reach, round(cx) + reach + 1), np.arange(round(cy) - reach, round(cy) + reach + 1)
+        ix, iy = (
+            np.arange(round(cx) - reach, round(cx) + reach + 1),
+            np.arange(round(cy) - reach, round(cy) + reach + 1),
+        )
         px = 0.5 * (erf((ix + 0.5 - cx) / sigma / 2**0.5) - erf((ix - 0.5 - cx) / sigma / 2**0.5))
         py = 0.5 * (erf((iy + 0.5 - cy) / sigma / 2**0.5) - erf((iy - 0.5 - cy) / sigma / 2**0.5))
         okx, oky = (ix >= 0) & (ix < shape[1]), (iy >= 0) & (iy < shape[0])
@@ -158,7 +161,10 @@ def dithers(n: int, step_arcsec: float = 1.3) -> list[tuple[float, float]]:
     """Pointings around CENTRE that repeat no pixel phase."""
     k = np.arange(n)
     dx, dy = step_arcsec * np.cos(2.4 * k) * np.sqrt(k), step_arcsec * np.sin(2.4 * k) * np.sqrt(k)
-    return [(CENTRE[0] + a / 3600 / np.cos(np.radians(CENTRE[1])), CENTRE[1] + b / 3600) for a, b in zip(dx, dy, strict=True)]
+    return [
+        (CENTRE[0] + a / 3600 / np.cos(np.radians(CENTRE[1])), CENTRE[1] + b / 3600)
+        for a, b in zip(dx, dy, strict=True)
+    ]
 
 
 @pytest.fixture

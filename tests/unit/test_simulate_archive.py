@@ -6,6 +6,7 @@ Pixels are replaced by a small image and reference files are left out: tests/tru
 import csv
 import hashlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_layout_and_rows(tmp_path):
     for row in table:
         file = tmp_path / "a" / "exposures" / row["filename"]
         assert int(row["fileSize"]) == file.stat().st_size
-        assert row["checksum"] == hashlib.md5(file.read_bytes()).hexdigest()
+        assert row["checksum"] == hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
         assert row["dataURI"].endswith(row["filename"])
         assert row["productLevel"] == "2a"
         assert float(row["publicReleaseDate_mjd"]) > float(row["date_obs_mjd"])
@@ -94,7 +95,10 @@ def test_headers_are_the_archives(tmp_path):
         assert science["VPARITY"] == -1
         truth = Truth.load(made.path)
         # The simple WCS of the header is the reported pointing at its reference pixel.
-        ra, dec = WCS(science).all_pix2world(1023.5, 1023.5, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wcs = WCS(science)
+        ra, dec = wcs.all_pix2world(1023.5, 1023.5, 0)
         expected = truth.reported_sky(row["filename"], 1023.5, 1023.5)
         assert np.hypot(ra - expected[0], dec - expected[1]) * 3600 < 0.05
 
@@ -111,7 +115,7 @@ def test_truth_tells_the_errors(tmp_path):
     off = np.hypot((ra - reported[0]) * np.cos(np.radians(dec)), dec - reported[1]) * 3.6e6
     size = np.hypot(row["dv2_error_mas"] + row["jitter_v2_mas"], row["dv3_error_mas"] + row["jitter_v3_mas"])
     assert off == pytest.approx(size, abs=60)
-    east, north = truth.catalog_scatter("LS_DR9")
+    east, _north = truth.catalog_scatter("LS_DR9")
     assert len(east) == len(truth.references["LS_DR9"])
     assert np.array_equal(np.isnan(east), truth.references["LS_DR9"]["source_id"] < 0)
     with pytest.raises(UnknownNameError):
@@ -142,7 +146,7 @@ def test_other_content_is_refused(tmp_path):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("stop_after", [0, 3, 5])
+@pytest.mark.parametrize("stop_after", [0, 3, 4, 5])
 def test_interrupted_archive_goes_on_to_the_same_bytes(tmp_path, stop_after, monkeypatch):
     simulate_archive(small(), tmp_path / "whole")
     count = 0
@@ -158,13 +162,14 @@ def test_interrupted_archive_goes_on_to_the_same_bytes(tmp_path, stop_after, mon
     with pytest.raises(ConflictError, match="beginning of another"):
         simulate_archive(small(seed=3), tmp_path / "a")
     # A kill in the middle of a write leaves a file that is too short.
-    for file in list((tmp_path / "a").glob("exposures/*.fits"))[:1]:
+    whole = sorted((tmp_path / "a").glob("exposures/*.fits"))
+    for file in whole[:1]:
         file.write_bytes(file.read_bytes()[:2880])
     made = []
     original = exposures.write_rate
     monkeypatch.setattr(exposures, "write_rate", lambda *a: (made.append(a[2].dataset), original(*a)))
     simulate_archive(small(), tmp_path / "a")
-    assert len(made) == {0: 4, 3: 4, 5: 2}[stop_after]
+    assert len(made) == 4 - len(whole[1:])
     assert content(tmp_path / "a") == content(tmp_path / "whole")
 
 
@@ -189,7 +194,7 @@ def test_truncated_file_and_wrong_checksum(tmp_path):
     for row in rows(made.path):
         file = made.path / "exposures" / row["filename"]
         whole = int(row["fileSize"]) == file.stat().st_size
-        right = row["checksum"] == hashlib.md5(file.read_bytes()).hexdigest()
+        right = row["checksum"] == hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
         assert whole != ("00001_nrcb1_" in row["filename"])
         assert right == ("00001_nrcb1_" not in row["filename"] and "00002_nrcblong" not in row["filename"])
     assert not simulate_archive(small(faults=faults), tmp_path / "a").made

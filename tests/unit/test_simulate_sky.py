@@ -96,7 +96,10 @@ def test_gaia_positions_are_right_once_moved():
     table, plans = catalogue(changed(sky={"star_density": 30.0}), "GAIA")
     years = julian_year(plans[0].start) - np.asarray(table["epoch"])
     ra, dec = offset_sky(
-        np.asarray(table["ra"]), np.asarray(table["dec"]), table["pm_ra"].data * years, table["pm_dec"].data * years
+        np.asarray(table["ra"]),
+        np.asarray(table["dec"]),
+        np.asarray(table["pm_ra"]) * years,
+        np.asarray(table["pm_dec"]) * years,
     )
     true_ra, true_dec = np.asarray(table["true_ra"]), np.asarray(table["true_dec"])
     raw, moved = (
@@ -108,7 +111,7 @@ def test_gaia_positions_are_right_once_moved():
 
 
 def test_sparse_false_and_dense_references():
-    plain, plans = catalogue(default_simulation())
+    plain, _ = catalogue(default_simulation())
     sparse, _ = catalogue(changed(faults=[{"kind": "reference_sparse", "keep": 5, "catalog": "LS*"}]))
     assert len(sparse) == 5
     other, _ = catalogue(changed(faults=[{"kind": "reference_sparse", "keep": 5, "field": 1}]))

@@ -1,0 +1,244 @@
+"""Ingest and report: one transaction, no duplicate, nothing lost between the two databases."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from panoramic_assets.ingest import MAST_ARCHIVE, ingest, mjd, report, unreported
+from resources import tables as t
+from resources.archive import ArchiveFault, ArchiveLook
+
+AT = datetime(2026, 1, 1)
+
+
+def counts(platform) -> dict[str, int]:
+    with platform.home.database.read() as connection:
+        return {x.name: connection.scalar(sa.select(sa.func.count()).select_from(x)) for x in t.metadata.sorted_tables}
+
+
+def events(platform) -> int:
+    return len(platform.instance.fetch_materializations(MAST_ARCHIVE, limit=100).records)
+
+
+def test_the_same_look_again_changes_nothing(two_fields) -> None:
+    platform, first, _ = two_fields
+    before = counts(platform)
+    version = platform.home.database.field(first)["data_version"]
+    found = platform.ingest()
+    assert (found.new, found.changed, found.touched_fields) == ([], [], [])
+    assert len(found.unchanged) == 8
+    assert counts(platform) == before
+    assert platform.home.database.field(first)["data_version"] == version
+    assert events(platform) == 2
+
+
+def test_each_look_makes_at_most_one_revision(two_fields) -> None:
+    platform, first, second = two_fields
+    row = platform.sky.rows[0]
+    platform.sky.rows[0] = row | {"ArchiveFileID": 2, "checksum": "b"}
+    platform.sky.rows.append(row | {"ArchiveFileID": 3, "checksum": "c"})
+    found = platform.ingest()
+    assert len(found.changed) == 1
+    assert found.touched_fields == [first]
+    with platform.home.database.read() as connection:
+        revision, _, exposure = platform.home.database.latest(connection)[found.changed[0]]
+    assert (revision, exposure.checksum) == (2, "c")
+    assert platform.ingest().changed == []
+
+
+def test_a_failure_in_the_middle_leaves_nothing(platform, monkeypatch) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    monkeypatch.setattr("panoramic_assets.ingest._write_data_versions", broken)
+    with pytest.raises(RuntimeError):
+        platform.ingest()
+    assert all(n == 0 for name, n in counts(platform).items() if name not in ("home",))
+    monkeypatch.undo()
+    assert len(platform.ingest().new) == 4
+
+
+def test_a_kill_between_the_databases_loses_nothing(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    ingest(platform.home.database, platform.home.survey, platform.home.archive.look(), AT)
+    assert events(platform) == 0
+    assert len(unreported(platform.home.database, platform.instance)) == 1
+    assert report(platform.home.database, platform.instance) == platform.home.database.field_names()
+    assert report(platform.home.database, platform.instance) == []
+    assert platform.instance.get_dynamic_partitions("fields") == platform.home.database.field_names()
+
+
+def test_bad_rows_are_named_and_hold_nothing_else_up(two_fields) -> None:
+    platform, first, _ = two_fields
+    broken = dict(platform.sky.rows[0]) | {"filename": "jw09001001001_02201_00003_nrcb1_rate.fits", "s_region": None}
+    null = dict(platform.sky.rows[0]) | {"filename": "jw09001001001_02201_00004_nrcb1_rate.fits", "filter": "nan"}
+    platform.sky.rows += [broken, null, {"filename": "notes.txt"}]
+    found = platform.ingest()
+    assert {e.split("column ")[1].split(":")[0] for e in found.errors} == {"'s_region'", "'filter'", "'filename'"}
+    assert found.new == []
+    faults = {f["dataset"]: f["reason"] for f in platform.home.database.faults()}
+    assert "s_region" in faults["jw09001001001_02201_00003_nrcb1"]
+
+
+def test_faults_are_those_of_the_last_look(two_fields) -> None:
+    platform, _, _ = two_fields
+    look = platform.home.archive.look()
+    look.faults.append(ArchiveFault("jw09001001001_02201_00009_nrcb1_rate.fits", "cut", "truncated"))
+    ingest(platform.home.database, platform.home.survey, look, AT)
+    assert [f["kind"] for f in platform.home.database.faults()] == ["truncated"]
+    platform.ingest()
+    assert platform.home.database.faults() == []
+
+
+def test_unreleased_exposures_wait_for_their_date(platform) -> None:
+    release = mjd(datetime(2030, 1, 1))
+    platform.add_visit(150.0, 2.0, 1, publicReleaseDate_mjd=release)
+    found = platform.ingest()
+    assert len(found.unreleased) == 4
+    (name,) = platform.home.database.field_names()
+    version = platform.home.database.field(name)["data_version"]
+    later = ingest(platform.home.database, platform.home.survey, platform.home.archive.look(), datetime(2030, 1, 2))
+    assert later.touched_fields == [name]
+    assert platform.home.database.field(name)["data_version"] != version
+
+
+def test_other_programs_are_refused(two_fields) -> None:
+    platform, _, _ = two_fields
+    platform.sky.rows.append(platform.sky.rows[0] | {"filename": "jw01345001001_02201_00001_nrcb1_rate.fits"})
+    found = platform.ingest()
+    assert "program 1345" in found.refused["jw01345001001_02201_00001_nrcb1"]
+    assert len(platform.home.database.field_names()) == 2
+
+
+def test_exposures_that_left_the_archive_are_kept_and_counted(two_fields) -> None:
+    platform, first, _ = two_fields
+    gone = next(r for r in platform.sky.rows if "jw09001001" in r["filename"])
+    platform.sky.rows.remove(gone)
+    platform.ingest()
+    result = platform.run(first)
+    assert not platform.checks(result)["observations.archive_count"].passed
+    assert len(platform.home.database.exposures(first)) == 4
+
+
+def test_a_window_is_no_full_look(two_fields) -> None:
+    platform, first, _ = two_fields
+    before = platform.home.database.field(first)["archive_count"]
+    ingest(platform.home.database, platform.home.survey, ArchiveLook([dict(platform.sky.rows[0])], complete=False), AT)
+    assert platform.home.database.field(first)["archive_count"] == before
+
+
+# --- the sensor -------------------------------------------------------------------------------
+
+
+def tick(platform):  # noqa: ANN201
+    """One tick of the sensor: what it asks for is applied as the daemon would."""
+    sensor = platform.definitions.resolve_sensor_def("new_exposures")
+    context = dg.build_sensor_context(instance=platform.instance, resources={"home": platform.definitions.resources["home"]})
+    data = sensor.evaluate_tick(context)
+    for request in data.dynamic_partitions_requests or []:
+        platform.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
+    for event in data.asset_events:
+        platform.instance.report_runless_asset_event(event)
+    return data
+
+
+def test_the_sensor_finds_new_fields_once(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    data = tick(platform)
+    (name,) = platform.home.database.field_names()
+    assert [e.partition for e in data.asset_events] == [name]
+    assert platform.instance.get_dynamic_partitions("fields") == [name]
+    again = tick(platform)
+    assert not again.asset_events
+    assert "nothing new" in again.skip_message
+
+
+def test_an_archive_that_cant_be_read_changes_nothing(two_fields) -> None:
+    platform, _, _ = two_fields
+    platform.sky.unreachable = True
+    before = counts(platform)
+    data = tick(platform)
+    assert "the archive is gone" in data.skip_message
+    assert counts(platform) == before
+
+
+# --- automation -------------------------------------------------------------------------------
+
+STAGES = ["observations", "associations", "astrometric_reference", "preprocessed_visits", "mosaics"]
+
+
+def asked(platform, cursor=None):  # noqa: ANN001, ANN201
+    """One tick of the automation conditions: what is asked for, by asset and field."""
+    result = dg.evaluate_automation_conditions(platform.definitions, platform.instance, cursor=cursor)
+    requested = {
+        (name, key) for name in STAGES for key in result.get_requested_partitions(dg.AssetKey(name)) if key is not None
+    }
+    return requested, result.cursor
+
+
+def in_order(requested):  # noqa: ANN001, ANN201
+    """Upstream first: one tick may ask for several stages of a field, which Dagster then runs in this order."""
+    return sorted(requested, key=lambda pair: (pair[1], STAGES.index(pair[0])))
+
+
+def materialize(platform, requested) -> None:  # noqa: ANN001
+    job = platform.definitions.resolve_implicit_global_asset_job_def()
+    graph = platform.definitions.resolve_asset_graph()
+    for name, partition in in_order(requested):
+        key = dg.AssetKey(name)
+        job.get_subset(asset_selection={key}, asset_check_selection=graph.get_check_keys_for_assets({key})).execute_in_process(
+            partition_key=partition, instance=platform.instance, raise_on_error=False
+        )
+
+
+def drive(platform, cursor, ticks=8):  # noqa: ANN001, ANN201
+    """Tick until nothing more is asked for; returns all that was asked, in order."""
+    order = []
+    for _ in range(ticks):
+        requested, cursor = asked(platform, cursor)
+        order += in_order(requested)
+        materialize(platform, requested)
+    return order, cursor
+
+
+def test_new_data_become_mosaics_by_themselves(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    _, cursor = asked(platform)
+    tick(platform)
+    (name,) = platform.home.database.field_names()
+    order, cursor = drive(platform, cursor)
+    assert order == [(stage, name) for stage in STAGES]
+    assert len(platform.home.database.mosaics(name)) == 2
+    tick(platform)
+    assert drive(platform, cursor, 2)[0] == []
+
+
+def test_a_blocked_field_stops_and_the_other_goes_on(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.add_visit(10.0, -40.0, 2)
+    from panoramic.footprints import parse_s_region
+
+    platform.sky.false_reference = [parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]]
+    _, cursor = asked(platform)
+    tick(platform)
+    order, _ = drive(platform, cursor)
+    first, second = platform.home.database.field_names()
+    assert [stage for stage, name in order if name == second] == STAGES
+    assert [stage for stage, name in order if name == first] == STAGES[:3]
+
+
+def test_a_new_revision_runs_each_stage_once_more(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    _, cursor = asked(platform)
+    tick(platform)
+    _, cursor = drive(platform, cursor)
+    platform.sky.rows[0] |= {"ArchiveFileID": 2, "checksum": "1" * 32}
+    tick(platform)
+    order, _ = drive(platform, cursor)
+    assert [stage for stage, _ in order] == STAGES
