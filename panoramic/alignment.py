@@ -105,9 +105,13 @@ def _relative(result: ReductionResult, long_wave: bool, limits: Limits) -> list[
         if fit.role == "anchor":
             continue
         if fit.role == "single":
-            criteria.append(Criterion(gate, fit.dataset, None, None, "", None, note="a single exposure: nothing to match"))
+            criteria.append(
+                Criterion(gate, fit.dataset, None, None, "", None, note="a single exposure: nothing to match")
+            )
         elif fit.role == "rejected":
-            criteria.append(Criterion(gate, fit.dataset, None, None, "", False, note="the fit was rejected by the engine"))
+            criteria.append(
+                Criterion(gate, fit.dataset, None, None, "", False, note="the fit was rejected by the engine")
+            )
         else:
             rms = max(fit.rms_x, fit.rms_y)
             good = math.isfinite(rms) and rms <= limits.relative_rms_px
@@ -142,7 +146,11 @@ def _absolute(
     # a scatter of exactly nothing is a fit to itself or to a single source, never a measurement
     real = math.isfinite(scatter) and scatter > 0
     return [
-        Criterion(gate, f"error against {fit.reference}", error, error_limit, "mas", real and error <= error_limit, near),
-        Criterion(gate, f"scatter against {fit.reference}", scatter, scatter_limit, "mas", real and scatter <= scatter_limit),
+        Criterion(
+            gate, f"error against {fit.reference}", error, error_limit, "mas", real and error <= error_limit, near
+        ),
+        Criterion(
+            gate, f"scatter against {fit.reference}", scatter, scatter_limit, "mas", real and scatter <= scatter_limit
+        ),
         Criterion(gate, f"N against {fit.reference}", fit.n, limits.absolute_n, "matches", fit.n >= limits.absolute_n),
     ]

@@ -92,7 +92,14 @@ def associate(
     """
     groups: dict[tuple[int, int, int, str, str, str], list[Exposure]] = defaultdict(list)
     for exposure in sorted(exposures, key=lambda e: e.dataset):
-        key = (exposure.program, exposure.observation, exposure.visit, exposure.filter, exposure.pupil, exposure.detector)
+        key = (
+            exposure.program,
+            exposure.observation,
+            exposure.visit,
+            exposure.filter,
+            exposure.pupil,
+            exposure.detector,
+        )
         groups[key].append(exposure)
     next_index = max((index_of(name) for name in known.values()), default=0) + 1
     members: dict[str, list[Exposure]] = defaultdict(list)

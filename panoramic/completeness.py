@@ -89,7 +89,9 @@ def assess(
             by_group[exposure.group].append(exposure)
         for group, own in sorted(by_group.items()):
             missing = {e.dataset: e.fault for e in own if e.fault}
-            missing |= {e.dataset: f"not public before MJD {e.release:.2f}" for e in own if not e.fault and e.release > now_mjd}
+            missing |= {
+                e.dataset: f"not public before MJD {e.release:.2f}" for e in own if not e.fault and e.release > now_mjd
+            }
             missing |= lost.get((visit_id, activity, group[4]), {})
             numbers = {e.exposure for e in own} | {
                 int(split_filename(f"{d}_rate")["exposure"]) for d in lost.get((visit_id, activity, group[4]), {})
@@ -141,7 +143,9 @@ def _notes(visit_id: str, activity: str, members: list[Exposure]) -> list[str]:
             everything = {d for d in DETECTORS if d[3] == module and is_long_wave(d) == long_wave}
             absent = everything - {e.detector for e in members}
             if absent:
-                notes.append(f"visit {visit_id} activity {activity}: module {module} has no {', '.join(sorted(absent))}")
+                notes.append(
+                    f"visit {visit_id} activity {activity}: module {module} has no {', '.join(sorted(absent))}"
+                )
     counts = defaultdict(set)
     for exposure in members:
         counts[exposure.detector].add(exposure.exposure)
@@ -149,7 +153,9 @@ def _notes(visit_id: str, activity: str, members: list[Exposure]) -> list[str]:
     for detector, own in sorted(counts.items()):
         if own != numbers:
             lacking = ", ".join(str(n) for n in sorted(numbers - own))
-            notes.append(f"visit {visit_id} activity {activity}: {detector} has no exposure {lacking}, other detectors have")
+            notes.append(
+                f"visit {visit_id} activity {activity}: {detector} has no exposure {lacking}, other detectors have"
+            )
     return notes
 
 

@@ -44,9 +44,7 @@ def field_name(ra: float, dec: float) -> str:
     return f"j{hours:02d}{rest // 60:02d}{rest % 60:02d}{sign}{minutes // 60:02d}{minutes % 60:02d}"
 
 
-def assign_fields(
-    exposures: Sequence[Exposure], known: Mapping[str, SkyField], rules: FieldRules
-) -> FieldAssignment:
+def assign_fields(exposures: Sequence[Exposure], known: Mapping[str, SkyField], rules: FieldRules) -> FieldAssignment:
     """Give each exposure its field.
 
     An exposure that is in a known field already stays there. A new one joins the nearest known field within the
@@ -114,9 +112,7 @@ class _Neighbours:
 
         self.footprints = footprints
         self.middles = np.array([unit_vectors(*mean_position(v)) for v in footprints])
-        self.radii = np.array(
-            [_radius(v, m) for v, m in zip(footprints, self.middles, strict=True)]
-        )
+        self.radii = np.array([_radius(v, m) for v, m in zip(footprints, self.middles, strict=True)])
         self.tree = cKDTree(self.middles)
 
     def within(self, vertices: np.ndarray, buffer_arcmin: float) -> list[int]:

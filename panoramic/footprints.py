@@ -231,13 +231,21 @@ def plot_footprints(
     arrow = 0.09 * (high - low).max()
     tail = np.array([low[0] - pad * 0.55, low[1] - pad * 0.55])
     for label, step in (("E", (arrow, 0.0)), ("N", (0.0, arrow))):
-        axes.annotate("", xy=tail + step, xytext=tail, arrowprops={"arrowstyle": "-|>", "color": "k", "lw": 1.2})
-        axes.text(*(tail + 1.25 * np.array(step)), label, ha="center", va="center", fontsize=9)
+        axes.annotate(
+            "", xy=tuple(tail + step), xytext=tuple(tail), arrowprops={"arrowstyle": "-|>", "color": "k", "lw": 1.2}
+        )
+        east, north = tail + 1.25 * np.array(step)
+        axes.text(east, north, label, ha="center", va="center", fontsize=9)
     bar = np.array([high[0] + pad * 0.7, low[1] - pad * 0.6])
     axes.plot([bar[0], bar[0] - 1.0], [bar[1], bar[1]], "k-", lw=2)
     axes.text(bar[0] - 0.5, bar[1] + pad * 0.12, "1 arcmin", ha="center", fontsize=8)
     handles = [
-        Line2D([], [], color=FILTER_COLOURS.get(n, "#888888"), label=f"{n}: {counts[n]} exposures, {seconds[n] / 1e3:.1f} ks of detector time")
+        Line2D(
+            [],
+            [],
+            color=FILTER_COLOURS.get(n, "#888888"),
+            label=f"{n}: {counts[n]} exposures, {seconds[n] / 1e3:.1f} ks of detector time",
+        )
         for n in sorted(seconds)
     ]
     if any(held_back):

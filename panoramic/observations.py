@@ -255,7 +255,9 @@ def _optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[
     elif len(elements) > 1:
         pupil = elements[1]
     else:
-        raise ArchiveRowError(source, number, "pupil", "is empty: the passband is not known; fill it in or leave the row out")
+        raise ArchiveRowError(
+            source, number, "pupil", "is empty: the passband is not known; fill it in or leave the row out"
+        )
     return filter_name, pupil
 
 

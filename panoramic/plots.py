@@ -55,7 +55,14 @@ def plot_alignment(
     middle.set_title("on the sky", fontsize=10, loc="left")
     right.axis("off")
     accepted = verdict.accepted
-    right.text(0, 1.0, "ACCEPTED" if accepted else "HELD BACK", color="#1a7f37" if accepted else "#b3261e", weight="bold", va="top")
+    right.text(
+        0,
+        1.0,
+        "ACCEPTED" if accepted else "HELD BACK",
+        color="#1a7f37" if accepted else "#b3261e",
+        weight="bold",
+        va="top",
+    )
     lines = [("  " if c.passed else "- " if c.passed is None else "X ") + str(c) for c in verdict.criteria]
     lines += ["", *attempts]
     text = "\n".join(line if len(line) < 66 else line[:63] + "..." for line in lines[:24])
@@ -88,7 +95,9 @@ def plot_image(path: Path, image: np.ndarray, title: str, weight: np.ndarray | N
     small = image[::step, ::step].astype(float)
     good = np.isfinite(small) if weight is None else np.isfinite(small) & (weight[::step, ::step] > 0)
     values = small[good]
-    middle, noise = (0.0, 1.0) if not values.size else (np.median(values), 1.48 * np.median(np.abs(values - np.median(values))))
+    middle, noise = (
+        (0.0, 1.0) if not values.size else (np.median(values), 1.48 * np.median(np.abs(values - np.median(values))))
+    )
     stretched = np.arcsinh((small - middle) / (3 * max(noise, 1e-12)))
     stretched[~good] = np.nan
     figure = Figure(figsize=(6, 6.3), dpi=110)

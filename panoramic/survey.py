@@ -277,7 +277,9 @@ class Survey(Section):
             raw = yaml.safe_load(text)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            raise SurveyFileError(path, f"is not YAML: {getattr(error, 'problem', error)}", mark and mark.line + 1) from error
+            raise SurveyFileError(
+                path, f"is not YAML: {getattr(error, 'problem', error)}", mark and mark.line + 1
+            ) from error
         if not isinstance(raw, dict):
             raise SurveyFileError(path, "is empty or no mapping; see surveys/simulated.yaml for an example", 1)
         try:

@@ -36,7 +36,9 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         grouped = associate(field, usable, known, house.survey.associations)
         house.database.put_associations(connection, grouped, held)
     rows = house.database.association_rows(field)
-    version = digest_of([(a.name, e.dataset, e.file_id, e.checksum) for a in grouped for e in a.exposures if e.dataset not in held])
+    version = digest_of(
+        [(a.name, e.dataset, e.file_id, e.checksum) for a in grouped for e in a.exposures if e.dataset not in held]
+    )
     return dg.MaterializeResult(
         metadata={
             "associations": len(rows),
@@ -72,10 +74,12 @@ def associations_unique(context: dg.AssetCheckExecutionContext, home: HomeResour
         for url in r["dataURL"].split(",")
     )
     wrong = {d: f"in {listed[d]} associations" for d in expected | set(listed) if listed[d] != 1 or d not in expected}
-    wrong |= {d: "in exposure_files but not in assoc_table" for d in set(counts) - set(listed)}
+    wrong |= dict.fromkeys(set(counts) - set(listed), "in exposure_files but not in assoc_table")
     return answer(
         not wrong,
-        f"{len(wrong)} exposures are in no or in several associations" if wrong else f"{len(expected)} exposures, each in one association",
+        f"{len(wrong)} exposures are in no or in several associations"
+        if wrong
+        else f"{len(expected)} exposures, each in one association",
         {"exposures": len(expected), "wrong": len(wrong), "limit": 0},
         what_to_do="this is a bug or a table changed by hand: compare assoc_table and observations",
         table=[{"exposure": d, "found": why} for d, why in sorted(wrong.items())],
@@ -83,9 +87,7 @@ def associations_unique(context: dg.AssetCheckExecutionContext, home: HomeResour
 
 
 @dg.asset_check(asset=associations, partitions_def=fields_partitions, name="nothing_held_back")
-def associations_nothing_held_back(
-    context: dg.AssetCheckExecutionContext, home: HomeResource
-) -> dg.AssetCheckResult:
+def associations_nothing_held_back(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
     """Every association may be reduced."""
     rows = home.open().database.exposure_rows(field_of(context))
     held = [r for r in rows if not r["ready"]]

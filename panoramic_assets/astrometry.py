@@ -19,17 +19,16 @@ from panoramic.provenance import digest_of
 from panoramic.reference import merge_own, select_own
 from panoramic.survey import ReferenceRules
 from panoramic_assets.common import (
-    mapping_key,
     MAX_RETRIES,
     RETRY,
     answer,
     as_table,
     criteria_rows,
     field_of,
+    mapping_key,
     picture,
     verdicts_of,
 )
-from panoramic_assets.associations import associations
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import Outcome, OwnReference, association_key, is_final, reduce_association, without_data
@@ -93,8 +92,12 @@ def published_reference(home: Home, field: str) -> OwnReference:
     if not rows:
         return OwnReference.empty()
     sources = {r["src"] for r in rows}
-    outlines = [parse_s_region(r["footprint"]) for r in home.database.association_rows(field) if r["assoc_name"] in sources]
-    column = {c: np.array([np.nan if r[c] is None else r[c] for r in rows], float) for c in ("ra", "dec", "mag", "error_mas")}
+    outlines = [
+        parse_s_region(r["footprint"]) for r in home.database.association_rows(field) if r["assoc_name"] in sources
+    ]
+    column = {
+        c: np.array([np.nan if r[c] is None else r[c] for r in rows], float) for c in ("ra", "dec", "mag", "error_mas")
+    }
     return OwnReference(column["ra"], column["dec"], column["mag"], column["error_mas"], tuple(outlines))
 
 
@@ -108,7 +111,7 @@ def reduce_step(
     except (ReductionError, ServiceError, ExposureFileError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
-        context.log.error(f"{name} is held back: {error}")
+        context.log.warning(f"{name} is held back: {error}")
         return without_data(home, association, error)
 
 
@@ -267,13 +270,21 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
         result = "failed" if value < limit else "near the limit" if value < near else "passed"
         name = passband(*row["filter"].split("-", 1))
         rows.append(
-            {"association": row["assoc_name"], "filter": name, "sources per detector": float(value), "limit": limit, "result": result}
+            {
+                "association": row["assoc_name"],
+                "filter": name,
+                "sources per detector": float(value),
+                "limit": limit,
+                "result": result,
+            }
         )
     worst = min((r["sources per detector"] for r in rows), default=0.0)
     passed = bool(rows) and all(r["result"] != "failed" for r in rows)
     return answer(
         passed,
-        f"{len(reference.ra)} sources published, at least {worst:.0f} on a detector's area" if rows else "nothing was published",
+        f"{len(reference.ra)} sources published, at least {worst:.0f} on a detector's area"
+        if rows
+        else "nothing was published",
         {"published": len(reference.ra), "fewest on a detector": worst, "limit": limits.reference_sources},
         what_to_do="too few sources for the other filters to align to: look at the association's image and catalogue",
         table=rows,
@@ -281,9 +292,7 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
 
 
 @dg.asset_check(asset=astrometric_reference, partitions_def=fields_partitions, name="nothing_held_back")
-def reference_nothing_held_back(
-    context: dg.AssetCheckExecutionContext, home: HomeResource
-) -> dg.AssetCheckResult:
+def reference_nothing_held_back(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
     """No reference association was held back or came near a limit."""
     house, field = home.open(), field_of(context)
     return held_back_answer(house, [a.name for a in members_of(house, field)])
@@ -304,7 +313,9 @@ def held_back_answer(home: Home, names: Sequence[str]) -> dg.AssetCheckResult:
     held = sum(r["state"] == "held back" for r in rows)
     return answer(
         not rows,
-        f"{held} of {len(names)} associations held back, {len(rows) - held} numbers near a limit" if rows else "nothing is held back",
+        f"{held} of {len(names)} associations held back, {len(rows) - held} numbers near a limit"
+        if rows
+        else "nothing is held back",
         {"held back": held, "limit": 0, "near a limit": len(rows) - held},
         what_to_do="look at the plots of the associations named here; mosaics go without those that are held back",
         warn_only=True,

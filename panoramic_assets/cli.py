@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +23,16 @@ from panoramic.errors import InputError, PanoramicError
 from panoramic.survey import FolderArchive, SimulatedArchive, Survey
 from resources.home import SIMULATED_SURVEY, Home, home_from_environment, survey_of_folder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
-console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
+)
+console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
 
-SurveyOption = Annotated[Path | None, typer.Option("--survey", help="Survey file; by default the home's own, else the simulated one.")]
+SurveyOption = Annotated[
+    Path | None, typer.Option("--survey", help="Survey file; by default the home's own, else the simulated one.")
+]
 ArchiveOption = Annotated[Path | None, typer.Option("--archive", help="A folder of NIRCam rate files to work on.")]
 FieldOption = Annotated[list[str] | None, typer.Option("--field", help="Only this field; may be given several times.")]
-
 
 
 @contextmanager
@@ -126,12 +129,12 @@ def run(
         fields = running.take_in(home, field or [], say)
         started = time.monotonic()
         outcomes = [running.run_field(home, name, say) for name in fields]
-        _print_outcomes(home, outcomes, time.monotonic() - started)
+        _print_outcomes(outcomes, time.monotonic() - started)
     if not all(outcome.reached_last_stage for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
+def _print_outcomes(outcomes: list[Any], seconds: float) -> None:
     for outcome in outcomes:
         table = Table(title=f"{outcome.field}: {outcome.state} in {outcome.seconds:.0f} s", title_justify="left")
         for column in ("stage", "check", "result", "what was found", "value", "limit"):
@@ -147,7 +150,10 @@ def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
             console.print(f"  {path}", markup=False)
     from panoramic_assets.running import children_peak_mib
 
-    say(f"{len(outcomes)} fields in {seconds:.0f} s, largest process {children_peak_mib():.0f} MiB; `panoramic ui` shows it all")
+    say(
+        f"{len(outcomes)} fields in {seconds:.0f} s, largest process {children_peak_mib():.0f} MiB; "
+        "`panoramic ui` shows it all"
+    )
 
 
 @app.command()
@@ -210,13 +216,25 @@ def associations(field: str) -> None:
     with refusing():
         home = opened()
         home.database.field(field)
-        table = Table("association", "filter", "detector", "exposures", "status", "RMS [px]", "reference", "N", "error [mas]", "cause")
+        table = Table(
+            "association",
+            "filter",
+            "detector",
+            "exposures",
+            "status",
+            "RMS [px]",
+            "reference",
+            "N",
+            "error [mas]",
+            "cause",
+        )
         from panoramic_assets.running import association_numbers
 
         for row in home.database.association_rows(field):
             numbers = association_numbers(home, row["assoc_name"])
             table.add_row(
-                row["assoc_name"], row["filter"], row["detector"], str(row["dataURL"].count(",") + 1), str(row["status"]),
+                row["assoc_name"], row["filter"], row["detector"],
+                str(row["dataURL"].count(",") + 1), str(row["status"]),
                 numbers["rms"], numbers["reference"], numbers["n"], numbers["error"], row["cause"],
             )  # fmt: skip
         console.print(table)

@@ -22,8 +22,7 @@ NO_PARTITION = (
 
 def field_of(context: dg.AssetCheckExecutionContext | dg.OpExecutionContext | dg.AssetExecutionContext) -> str:
     """The run's field; a run without partition (the UI's "Execute all" on a check) gets a clear answer."""
-    run = context.run if hasattr(context, "run") else context.dagster_run
-    key = run.tags.get("dagster/partition")
+    key = context.run.tags.get("dagster/partition")
     if not key:
         raise dg.Failure(NO_PARTITION, allow_retries=False)
     return str(key)

@@ -34,7 +34,7 @@ MAST_ARCHIVE = AssetKey("mast_archive")
 
 @dataclass
 class IngestReport:
-    """What one look at the archive brought. Datasets by what happened to them; refusals and faults with their reason."""
+    """What a look at the archive brought: datasets by what happened to them, refusals and faults with their reason."""
 
     n_rows: int = 0
     new: list[str] = field(default_factory=list)
@@ -87,14 +87,17 @@ def _of_this_survey(exposure: Exposure, survey: Survey) -> Exposure:
 def _place(
     database: Database, connection: sa.Connection, exposures: Mapping[str, Exposure], survey: Survey
 ) -> FieldAssignment:
-    """Fields of the exposures that have none yet; refused ones join a field but never make one."""
+    """Fields of the exposures that have none yet; refused ones make none and are in none."""
     known = database.sky_fields(connection)
-    assignment = assign_fields([e for e in exposures.values() if not e.refused], known, survey.fields)
-    return assignment
+    return assign_fields([e for e in exposures.values() if not e.refused], known, survey.fields)
 
 
 def _write_fields(
-    database: Database, connection: sa.Connection, assignment: FieldAssignment, exposures: Mapping[str, Exposure], at: datetime
+    database: Database,
+    connection: sa.Connection,
+    assignment: FieldAssignment,
+    exposures: Mapping[str, Exposure],
+    at: datetime,
 ) -> None:
     ordinal = connection.scalar(sa.select(sa.func.max(t.fields.c.ordinal))) or 0
     for number, name in enumerate(assignment.new, start=ordinal + 1):
@@ -138,9 +141,7 @@ def _write_exposure(
     # what is no revision but may still change: the survey's rules, the release date, the state of the file
     for column in ("refused", "fault", "release", "filename", "checksum", "file_id", "size"):
         values[column] = getattr(exposure, column)
-    connection.execute(
-        o.update().where(o.c.dataset == exposure.dataset, o.c.revision == revision).values(**values)
-    )
+    connection.execute(o.update().where(o.c.dataset == exposure.dataset, o.c.revision == revision).values(**values))
 
 
 def _write_faults(
@@ -149,11 +150,23 @@ def _write_faults(
     """Replace the list of what is wrong in the archive: it describes the last look."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for dataset, reason in parsed.unplaced.items():
-        rows[dataset, "bad_row"] = {"name": dataset, "kind": "bad_row", "dataset": dataset, "reason": reason, "seen": at}
+        rows[dataset, "bad_row"] = {
+            "name": dataset,
+            "kind": "bad_row",
+            "dataset": dataset,
+            "reason": reason,
+            "seen": at,
+        }
     for fault in look.faults:
         dataset = _dataset_of(fault.name)
         name = fault.name[-160:]
-        rows[name, fault.kind] = {"name": name, "kind": fault.kind, "dataset": dataset, "reason": fault.reason, "seen": at}
+        rows[name, fault.kind] = {
+            "name": name,
+            "kind": fault.kind,
+            "dataset": dataset,
+            "reason": fault.reason,
+            "seen": at,
+        }
     if look.complete:
         connection.execute(t.archive_faults.delete())
     database.upsert(connection, t.archive_faults, list(rows.values()))

@@ -14,15 +14,15 @@ from panoramic.footprints import hull
 from panoramic.mosaic.astrometry import AssociationArea, AstrometryMeasurement
 from panoramic.mosaic.astrometry import mosaic_astrometry as measure_astrometry
 from panoramic.mosaic.build import MosaicInput, MosaicResult, build_mosaic, measure_coverage, mosaic_stem
-from panoramic.mosaic.grid import FieldGrid
+from panoramic.mosaic.grid import Channel, FieldGrid
 from panoramic.provenance import digest_of, record
 from panoramic.reduction.base import ReferenceSources
 from panoramic_assets.astrometry import members_of, published_reference
-from panoramic_assets.common import mapping_key, RETRY, answer, as_table, field_of, picture
+from panoramic_assets.common import RETRY, answer, as_table, field_of, mapping_key, picture
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish, staging
-from panoramic_assets.visits import enough, preprocessed_visits, standing_filters
+from panoramic_assets.visits import enough, standing_filters
 from resources.home import Home, HomeResource
 
 STAGE_VERSION = "1"
@@ -85,7 +85,7 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
     members = standing_filters(home, field)[filter_key][0]
     inputs, rules = inputs_of(home, members), home.survey.mosaics
     grid, stem = field_grid(home, field), stem_of(home, field, filter_key)
-    channel = "long" if members[0].is_long_wave else "short"
+    channel: Channel = "long" if members[0].is_long_wave else "short"
     # all filters of a field share one rectangle, as the survey's users are used to
     outlines = [e.vertices for e in home.database.exposures(field) if not e.refused and is_public(e)]
     tiles = grid.tiles_touching(outlines, channel)
@@ -218,7 +218,11 @@ def astrometry_of(home: Home, field: str, row: Any) -> list[AstrometryMeasuremen
     areas = []
     for association in (a for a in members if a.name in in_mosaic):
         stored = home.database.reduction(association.name)
-        own = Table.read(home.storage.path(f"{association_key(association)}/{stored[1].catalog}")) if stored and stored[1].catalog else None
+        own = (
+            Table.read(home.storage.path(f"{association_key(association)}/{stored[1].catalog}"))
+            if stored and stored[1].catalog
+            else None
+        )
         areas.append(
             AssociationArea(
                 association.name, "long" if association.is_long_wave else "short", association.footprint,
@@ -229,7 +233,9 @@ def astrometry_of(home: Home, field: str, row: Any) -> list[AstrometryMeasuremen
     own_sources = ReferenceSources(
         "own", own_reference.ra, own_reference.dec, own_reference.mag, own_reference.error_mas, kind="own"
     )
-    return measure_astrometry(catalog, _external(home, members), own_sources if len(own_sources) else None, areas, home.survey.limits)
+    return measure_astrometry(
+        catalog, _external(home, members), own_sources if len(own_sources) else None, areas, home.survey.limits
+    )
 
 
 def _external(home: Home, members: list[Association]) -> ReferenceSources | None:
@@ -250,7 +256,15 @@ def mosaic_astrometry(context: dg.AssetCheckExecutionContext, home: HomeResource
     rows = []
     for mosaic in house.database.mosaics(field):
         for m in astrometry_of(house, field, mosaic):
-            result = "not measurable" if m.passed is None else "failed" if not m.passed else "near the limit" if m.near else "passed"
+            result = (
+                "not measurable"
+                if m.passed is None
+                else "failed"
+                if not m.passed
+                else "near the limit"
+                if m.near
+                else "passed"
+            )
             rows.append(
                 {"mosaic": mosaic["filter_key"], "measurement": m.kind, "area": m.name, "N": m.n, "east [mas]": m.dra,
                  "error east [mas]": m.err_ra, "north [mas]": m.ddec, "error north [mas]": m.err_dec,
@@ -259,11 +273,14 @@ def mosaic_astrometry(context: dg.AssetCheckExecutionContext, home: HomeResource
     failed = [r for r in rows if r["result"] == "failed"]
     measured = [max(abs(r["east [mas]"]), abs(r["north [mas]"])) for r in rows if r["result"] != "not measurable"]
     first = "; ".join(
-        f"{r['mosaic']} {r['area']}: {r['east [mas]']:.1f}, {r['north [mas]']:.1f} mas (limit {r['limit [mas]']:g})" for r in failed[:3]
+        f"{r['mosaic']} {r['area']}: {r['east [mas]']:.1f}, {r['north [mas]']:.1f} mas (limit {r['limit [mas]']:g})"
+        for r in failed[:3]
     )
     return answer(
         not failed,
-        f"{len(failed)} of {len(rows)} measurements fail: {first}" if failed else f"{len(measured)} of {len(rows)} measurements made, all within their limits",
+        f"{len(failed)} of {len(rows)} measurements fail: {first}"
+        if failed
+        else f"{len(measured)} of {len(rows)} measurements made, all within their limits",
         {
             "measured": len(measured),
             "worst offset [mas]": float(np.max(measured)) if measured else 0.0,
@@ -296,7 +313,9 @@ def mosaic_coverage(context: dg.AssetCheckExecutionContext, home: HomeResource) 
             }
         )
     failed = [r for r in rows if r["result"] == "failed"]
-    summary = f"{len(failed)} of {len(rows)} mosaics fail" if failed else f"{len(rows)} mosaics hold every accepted exposure"
+    summary = (
+        f"{len(failed)} of {len(rows)} mosaics fail" if failed else f"{len(rows)} mosaics hold every accepted exposure"
+    )
     return answer(
         bool(rows) and not failed,
         summary if rows else "there is no mosaic",
@@ -321,7 +340,8 @@ def mosaics_nothing_held_back(context: dg.AssetCheckExecutionContext, home: Home
             row["state"] = "lacks exposures"
     return answer(
         not rows,
-        "; ".join(f"{r['mosaic']}: {r['state']} ({r['exposures']} of {r['of']})" for r in rows) or "nothing is held back",
+        "; ".join(f"{r['mosaic']}: {r['state']} ({r['exposures']} of {r['of']})" for r in rows)
+        or "nothing is held back",
         {"held back": len(rows), "limit": 0},
         what_to_do="see `nothing_held_back` of preprocessed_visits for the causes",
         warn_only=True,

@@ -90,7 +90,8 @@ def _summary(exposures: list[Any]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for e in exposures:
         row = rows.setdefault(
-            (e.element, e.detector), {"filter": e.element.upper(), "detector": e.detector, "exposures": 0, "seconds": 0.0}
+            (e.element, e.detector),
+            {"filter": e.element.upper(), "detector": e.detector, "exposures": 0, "seconds": 0.0},
         )
         row["exposures"] += 1
         row["seconds"] += e.exptime
@@ -133,9 +134,7 @@ def archive_count(context: dg.AssetCheckExecutionContext, home: HomeResource) ->
 
 
 @dg.asset_check(asset=observations, partitions_def=fields_partitions, name="nothing_held_back")
-def observations_nothing_held_back(
-    context: dg.AssetCheckExecutionContext, home: HomeResource
-) -> dg.AssetCheckResult:
+def observations_nothing_held_back(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
     """No group of the field waits."""
     verdicts = completeness_of(home.open(), field_of(context))
     held = {"_".join(g): v for g, v in verdicts.groups.items() if not v.ready}

@@ -30,8 +30,8 @@ from panoramic.footprints import covered_fraction, inside
 from panoramic.observations import Exposure
 from panoramic.plots import plot_alignment, plot_image
 from panoramic.provenance import digest_of, record, sha256_of
-from panoramic.reference import sources_digest
 from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
+from panoramic.reference import sources_digest
 from resources.database import NO_DATA, RUNNING, canonical
 from resources.home import Home
 
@@ -112,7 +112,10 @@ def reference_candidates(home: Home, association: Association, own: OwnReference
             found.usable.append(sources)
             found.notes.append(f"own: {len(sources)} sources, covers {cover:.0%}")
         else:
-            why = f"our own reference covers {cover:.0%} with {len(sources)} sources, less than {minimum_cover:.0%} or {minimum}"
+            why = (
+                f"our own reference covers {cover:.0%} with {len(sources)} sources, "
+                f"less than {minimum_cover:.0%} or {minimum}"
+            )
             found.notes.append(why)
             found.degradations.append(Degradation(association.name, "own_reference", why))
     epoch = 2000.0 + (association.first.t_min - JULIAN_YEAR_MJD) / 365.25
@@ -170,14 +173,24 @@ def reduce_association(
     folder = staging(home, association_key(association))
     attempts: list[dict[str, Any]] = []
     try:
-        for reference in candidates.usable or [None]:
+        tries: list[ReferenceSources | None] = [*candidates.usable] or [None]
+        for reference in tries:
             shutil.rmtree(folder, ignore_errors=True)
-            log(f"{name}: {engine.name} on {len(exposures)} exposures, reference {reference.name if reference else 'none'}")
+            log(
+                f"{name}: {engine.name} on {len(exposures)} exposures, "
+                f"reference {reference.name if reference else 'none'}"
+            )
             result = engine.reduce(name, exposures, reference, (), folder)
             verdict = judge(
-                result, association.detector, survey.limits, survey.reference.absolute_alignment, bool(candidates.usable)
+                result,
+                association.detector,
+                survey.limits,
+                survey.reference.absolute_alignment,
+                bool(candidates.usable),
             )
-            attempts.append({"reference": reference.name if reference else "", "status": verdict.status, "cause": verdict.cause})
+            attempts.append(
+                {"reference": reference.name if reference else "", "status": verdict.status, "cause": verdict.cause}
+            )
             log(f"{name}: {verdict.status} {verdict.cause}")
             if verdict.accepted or any(c.passed is False for c in verdict.of("relative_alignment")):
                 break

@@ -5,11 +5,12 @@ Dagster runs in process here, with the same job, checks and executor as in the U
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,14 +51,14 @@ class FieldOutcome:
 
     field: str
     seconds: float = 0.0
-    checks: list[CheckLine] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    products: list[str] = field(default_factory=list)
-    stages: set[str] = field(default_factory=set)
+    checks: list[CheckLine] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)
+    products: list[str] = dataclasses.field(default_factory=list)
+    stages: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def reached_last_stage(self) -> bool:
-        """Whether the field went through all stages, with what was held back named; a failed blocking check stops it."""
+        """Whether the field went through all stages, what was held back named; a failed blocking check stops it."""
         return STAGES[-1] in self.stages and not any(c.word == "failed" and c.blocking for c in self.checks)
 
     @property
@@ -92,7 +93,9 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
             raise UnknownNameError("field", name, names)
     if not names:
         reasons = list(found.faults.values()) + found.errors + list(found.refused.values())
-        raise InputError(f"no exposure of {look.source} can be used: {'; '.join(reasons[:5]) or 'it has no NIRCam image'}")
+        raise InputError(
+            f"no exposure of {look.source} can be used: {'; '.join(reasons[:5]) or 'it has no NIRCam image'}"
+        )
     with DagsterInstance.get() as instance:
         for run_id in reap(instance):
             say(f"run {run_id[:8]} of an earlier process was left unfinished; it is reported failed and done again")
@@ -123,7 +126,12 @@ def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
             check.blocking = (check.asset, check.name) in {(k.asset_key.to_user_string(), k.name) for k in blocking}
     order = {stage: i for i, stage in enumerate(STAGES)}
     outcome.checks.sort(key=lambda c: (order.get(c.asset, 9), c.name))
-    outcome.products = [str(home.storage.path(p["path"])) for m in home.database.mosaics(name) for p in home.database.products(m["stem"]) if p["path"].endswith((".fits", ".ecsv"))]
+    outcome.products = [
+        str(home.storage.path(p["path"]))
+        for m in home.database.mosaics(name)
+        for p in home.database.products(m["stem"])
+        if p["path"].endswith((".fits", ".ecsv"))
+    ]
     outcome.products += sorted(str(p) for p in home.storage.path(f"{name}/mosaics").glob("*.png"))
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -165,7 +173,11 @@ def _follow(event: DagsterEvent, outcome: FieldOutcome, say: Say) -> None:
         say(f"  {short}")
     elif event.is_step_failure:
         data = event.step_failure_data
-        message = data.user_failure_data.description if data.user_failure_data and data.user_failure_data.description else None
+        message = (
+            data.user_failure_data.description
+            if data.user_failure_data and data.user_failure_data.description
+            else None
+        )
         outcome.errors.append(f"{short}: {message or (data.error.message.strip() if data.error else 'failed')}")
         cause = data.error.cause if data.error else None
         if cause is not None:
@@ -210,7 +222,10 @@ def _plain(value: Any) -> str:
 
 def children_peak_mib() -> float:
     """Peak memory of the largest process that this one started, MiB."""
-    return max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+    return (
+        max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        / 1024
+    )
 
 
 def unfinished_runs() -> list[str]:
@@ -218,7 +233,10 @@ def unfinished_runs() -> list[str]:
     statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
     with DagsterInstance.get() as instance:
         runs = instance.get_runs(RunsFilter(statuses=statuses))
-    return [f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}" for r in runs]
+    return [
+        f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}"
+        for r in runs
+    ]
 
 
 def association_numbers(home: Home, name: str) -> dict[str, str]:
@@ -233,7 +251,11 @@ def association_numbers(home: Home, name: str) -> dict[str, str]:
         numbers["rms"] = f"{max(matched):.3f}"
     if result.absolute is not None and result.absolute.n > 0:
         fit = result.absolute
-        numbers |= {"reference": fit.reference, "n": str(fit.n), "error": f"{fit.rms * fit.pixel_scale_mas / fit.n**0.5:.1f}"}
+        numbers |= {
+            "reference": fit.reference,
+            "n": str(fit.n),
+            "error": f"{fit.rms * fit.pixel_scale_mas / fit.n**0.5:.1f}",
+        }
     return numbers
 
 
@@ -245,7 +267,14 @@ def explain_field(home: Home, name: str) -> list[str]:
     for row in home.database.association_rows(name):
         if row["status"] == 2:
             continue
-        words = {70: "waits", 0: "is queued", 1: "is running", 9: "alignment failed", 10: "has no data", 12: "is not to be run"}
+        words = {
+            70: "waits",
+            0: "is queued",
+            1: "is running",
+            9: "alignment failed",
+            10: "has no data",
+            12: "is not to be run",
+        }
         lines.append(f"  {row['assoc_name']} {words.get(row['status'], row['status'])}: {row['cause']}")
     there = {row["filter_key"] for row in home.database.mosaics(name)}
     for key, (_, accepted, total) in standing_filters(home, name).items():
@@ -267,7 +296,11 @@ def _failed_checks(name: str) -> list[str]:
         for key in sorted(keys, key=lambda k: (STAGES.index(k.asset_key.to_user_string()), k.name)):
             records = instance.event_log_storage.get_asset_check_execution_history(key, limit=200)
             for record in records:
-                evaluation = record.event.dagster_event.asset_check_evaluation_data if record.event and record.event.dagster_event else None
+                evaluation = (
+                    record.event.dagster_event.asset_check_evaluation_data
+                    if record.event and record.event.dagster_event
+                    else None
+                )
                 if evaluation is None or evaluation.partition != name:
                     continue
                 if not evaluation.passed:

@@ -8,7 +8,6 @@ import dagster as dg
 from panoramic.associations import Association
 from panoramic.provenance import digest_of
 from panoramic_assets.astrometry import (
-    astrometric_reference,
     gate_answer,
     held_back_answer,
     members_of,
@@ -16,7 +15,7 @@ from panoramic_assets.astrometry import (
     published_reference,
     reduce_step,
 )
-from panoramic_assets.common import mapping_key, RETRY, answer, field_of, verdicts_of
+from panoramic_assets.common import RETRY, answer, field_of, mapping_key, verdicts_of
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import Outcome, association_key
@@ -86,9 +85,7 @@ def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: 
     metadata = outcome_metadata(house, field, outcomes)
     metadata["taken from the reference as they are"] = len(names) - len(outcomes)
     metadata["degradations"] = len(house.database.field_degradations(field))
-    return dg.Output(
-        field, metadata=metadata, data_version=dg.DataVersion(digest_of([fingerprints, verdicts])[:16])
-    )
+    return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of([fingerprints, verdicts])[:16]))
 
 
 @dg.graph_asset(
@@ -175,7 +172,9 @@ def _files(home: Home, association: Association) -> dict[str, str]:
         try:
             with fits.open(path) as hdus:
                 shape = hdus["SCI"].shape
-                problems[exposure.dataset] = "" if len(shape) == 2 and hdus["WHT"].shape == shape else "planes differ in shape"
+                problems[exposure.dataset] = (
+                    "" if len(shape) == 2 and hdus["WHT"].shape == shape else "planes differ in shape"
+                )
         except (OSError, KeyError) as error:
             problems[exposure.dataset] = f"does not open: {error}"
     return problems

@@ -17,9 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.dialects import postgresql, sqlite
-
 from astropy.table import Table
+from sqlalchemy.dialects import postgresql, sqlite
 
 from panoramic.alignment import Verdict
 from panoramic.associations import Association
@@ -27,7 +26,7 @@ from panoramic.errors import ConflictError, StorageError, UnknownNameError
 from panoramic.fields import SkyField
 from panoramic.footprints import to_s_region
 from panoramic.observations import Exposure
-from panoramic.reduction.base import ReductionResult
+from panoramic.reduction.base import AbsoluteFit, ReductionResult
 from resources import tables as t
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -134,7 +133,13 @@ class Database:
         return known
 
     def put_exposure(
-        self, connection: sa.Connection, exposure: Exposure, revision: int, field: str, at: datetime, first_seen: datetime
+        self,
+        connection: sa.Connection,
+        exposure: Exposure,
+        revision: int,
+        field: str,
+        at: datetime,
+        first_seen: datetime,
     ) -> None:
         """Write one revision of an exposure."""
         values = asdict(exposure) | {"warnings": list(exposure.warnings)}
@@ -190,11 +195,10 @@ class Database:
             old = connection.scalar(
                 sa.select(t.assoc_table.c.status).where(t.assoc_table.c.assoc_name == association.name)
             )
-            causes = "; ".join(f"{e.dataset}: {held_back[e.dataset]}" for e in association.exposures if e.dataset in held_back)
-            if not ready:
-                status = DEFINED
-            else:
-                status = QUEUED if old in (None, DEFINED) else old
+            causes = "; ".join(
+                f"{e.dataset}: {held_back[e.dataset]}" for e in association.exposures if e.dataset in held_back
+            )
+            status = DEFINED if not ready else QUEUED if old in (None, DEFINED) else old
             self.upsert(
                 connection,
                 t.assoc_table,
@@ -331,7 +335,7 @@ class Database:
             self.upsert(connection, t.shifts_log, [_shift_row(f, association, at) for f in result.relative])
             connection.execute(t.wcs_log.delete().where(t.wcs_log.c.wcs_assoc == name))
             if result.absolute is not None:
-                self.upsert(connection, t.wcs_log, [_wcs_row(result, association, at)])
+                self.upsert(connection, t.wcs_log, [_wcs_row(result.absolute, association, at)])
             connection.execute(t.degradations.delete().where(t.degradations.c.assoc == name))
             self.upsert(
                 connection,
@@ -342,9 +346,7 @@ class Database:
             connection.execute(
                 t.assoc_table.update()
                 .where(t.assoc_table.c.assoc_name == name)
-                .values(
-                    status=DONE if verdict.accepted else ALIGNMENT_FAILED, cause=verdict.cause, modtime=at
-                )
+                .values(status=DONE if verdict.accepted else ALIGNMENT_FAILED, cause=verdict.cause, modtime=at)
             )
 
     def put_verdict(self, verdict: Verdict) -> None:
@@ -367,7 +369,12 @@ class Database:
             row = connection.execute(sa.select(t.reductions).where(t.reductions.c.assoc == name)).first()
         if row is None:
             return None
-        return row.fingerprint, ReductionResult.from_json(row.result), Verdict.from_json(row.verdict), list(row.attempts)
+        return (
+            row.fingerprint,
+            ReductionResult.from_json(row.result),
+            Verdict.from_json(row.verdict),
+            list(row.attempts),
+        )
 
     def field_degradations(self, field: str) -> list[sa.RowMapping]:
         """Degradations of a field's reductions."""
@@ -395,7 +402,13 @@ class Database:
             return list(connection.execute(query).mappings())
 
     def put_mosaic(
-        self, stem: str, field: str, filter_key: str, fingerprint: str, result: str, products: Sequence[Mapping[str, Any]]
+        self,
+        stem: str,
+        field: str,
+        filter_key: str,
+        fingerprint: str,
+        result: str,
+        products: Sequence[Mapping[str, Any]],
     ) -> None:
         """Store a mosaic's result and products in one transaction; its astrometry is measured anew."""
         at = now()
@@ -425,7 +438,14 @@ class Database:
     def publish_reference(self, field: str, sources: Table) -> None:
         """Replace a field's own reference by these sources (``ra, dec, mag, src``), in one transaction."""
         rows = [
-            {"src": str(r["src"]), "number": number, "field": field, "ra": float(r["ra"]), "dec": float(r["dec"]), "mag": float(r["mag"])}
+            {
+                "src": str(r["src"]),
+                "number": number,
+                "field": field,
+                "ra": float(r["ra"]),
+                "dec": float(r["dec"]),
+                "mag": float(r["mag"]),
+            }
             for number, r in enumerate(sources)
         ]
         with self.write() as connection:
@@ -475,9 +495,7 @@ def _shift_row(fit: Any, association: Association, at: datetime) -> dict[str, An
     }
 
 
-def _wcs_row(result: ReductionResult, association: Association, at: datetime) -> dict[str, Any]:
-    fit = result.absolute
-    assert fit is not None
+def _wcs_row(fit: AbsoluteFit, association: Association, at: datetime) -> dict[str, Any]:
     return {
         "wcs_assoc": association.name,
         "wcs_parent": association.field,

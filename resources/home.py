@@ -119,9 +119,7 @@ class Home:
         from panoramic.reduction.grizli import GrizliReduction
 
         survey = self.survey
-        name, parameters = survey.reduction.settings_for(
-            association.name, association.field, association.first.element
-        )
+        name, parameters = survey.reduction.settings_for(association.name, association.field, association.first.element)
         if name != "grizli":
             raise InputError(f"reduction engine {name!r} is not known; use grizli")
         engine: Reduction = GrizliReduction(

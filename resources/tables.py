@@ -14,9 +14,7 @@ metadata = MetaData(
     }
 )
 
-home = Table(
-    "home", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
-)
+home = Table("home", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
 
 fields = Table(
     "fields",

@@ -24,7 +24,9 @@ def dead_runs(instance: DagsterInstance) -> dict[str, str]:
         if gone is None:
             gone = _daemon_run_is_gone(instance, run)
         if gone:
-            found[run.run_id] = "the process that executed this run has ended without saying so (killed, or the machine restarted)"
+            found[run.run_id] = (
+                "the process that executed this run has ended without saying so (killed, or the machine restarted)"
+            )
     return found
 
 
@@ -38,7 +40,11 @@ def _daemon_run_is_gone(instance: DagsterInstance, run: DagsterRun) -> bool:
     pids = [
         int(match.group(1))
         for record in records
-        if (match := _STARTED_PROCESS.search(record.event_log_entry.user_message or record.event_log_entry.message or ""))
+        if (
+            match := _STARTED_PROCESS.search(
+                record.event_log_entry.user_message or record.event_log_entry.message or ""
+            )
+        )
     ]
     return bool(pids) and all(start_time(pid) is None for pid in pids if pid != os.getpid())
 

@@ -5,7 +5,7 @@ Put here the comparison. Keep out flags from the detector: those are already in 
 All exposures of a patch of sky are put on a common frame of detector-like pixels; their median, seen again by each
 exposure, is what it should have recorded. A pixel is rejected where it differs by more than 4.5 sigma plus 2.5 times
 the local gradient; its neighbours where they differ by 3 sigma plus 1.5 times the gradient. The gradient is freed from
-the noise's own share. Lower scales reject the cores of stars (facts of the prototype: at 1.2 / 0.7 fluxes fell by 2-8 %).
+the noise's own share. Lower scales reject the cores of stars (at 1.2 / 0.7 fluxes fell by 2-8 %).
 """
 
 from __future__ import annotations
@@ -94,39 +94,52 @@ def _one_block(
     """Judge the pixels of one block; (area seen once, area seen at all) in pixels of the frame."""
     from drizzle.resample import blot_image
 
-    origin = block[0] * size - _MARGIN, block[1] * size - _MARGIN
-    side = size + 2 * _MARGIN
     box = _box(block, size, scale, _MARGIN)
     members = [(e, w) for e in exposures if e.typical_weight > 0 and (w := e.map.window(box)) is not None]
     if not members:
         return np.zeros(2)
-    stack = np.empty((len(members), side, side), np.float32)
-    variance = np.zeros((side, side), np.float32)
+    origin, shape = _frame([e for e, _ in members], block, size, scale)
+    stack = np.empty((len(members), *shape), np.float32)
+    variance = np.zeros(shape, np.float32)
     images = []
     for k, (exposure, window) in enumerate(members):
         pixels = exposure.read(window)
         # NaN spreads through the interpolation: a sample next to a bad pixel is no sample
         pixels.science[pixels.weight == 0] = np.nan
         images.append(pixels.science)
-        back = exposure.inverse.expand(origin, (side, side), scale)
+        back = exposure.inverse.expand(origin, shape, scale)
         back -= (window[2], window[0])
         blot_image(pixels.science, back, out_img=stack[k], fillval=np.nan, interp="linear")
         variance += np.isfinite(stack[k]) * np.float32(1 / exposure.typical_weight)
     reference, sigma, count = expected(stack, variance)
     gradient = gradient_without_noise(reference, sigma)
-    core = slice(_MARGIN, _MARGIN + size)
-    seen = np.array([np.count_nonzero(count[core, core] == 1), np.count_nonzero(count[core, core] > 0)])
+    corner = np.array([block[0] * size - origin[0], block[1] * size - origin[1]])
+    first, last = np.maximum(corner, 0), corner + size
+    inner = count[first[1] : last[1], first[0] : last[0]]
+    seen = np.array([np.count_nonzero(inner == 1), np.count_nonzero(inner > 0)])
     if not (count > 1).any():
         return seen
     for (exposure, window), science in zip(members, images, strict=True):
         there = exposure.map.expand(window, origin, scale)
         model = blot_image(reference, there, fillval=np.nan, interp="linear")
         rows, columns = outliers(science - model, exposure.read_error(window), gradient, sigma, there)
-        position = there[rows, columns] - _MARGIN + 0.5
+        position = there[rows, columns] - corner + 0.5
         own = ((position >= 0) & (position < size)).all(axis=1)
         flat = (rows[own] + window[0]) * exposure.shape[1] + columns[own] + window[2]
         found[exposure.dataset].append(flat.astype(np.uint32))
     return seen
+
+
+def _frame(
+    members: Sequence[Exposure], block: Block, size: int, scale: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First pixel (x, y) and shape of the part of a block, margin included, that its exposures can fill."""
+    low, high = [], []
+    for axis, first in enumerate((block[0] * size, block[1] * size)):
+        planes = [(e.map.x, e.map.y)[axis] for e in members]
+        low.append(max(first - _MARGIN, int(min(plane.min() for plane in planes) // scale) - 1))
+        high.append(min(first + size + _MARGIN, int(max(plane.max() for plane in planes) // scale) + 2))
+    return (low[0], low[1]), (high[1] - low[1], high[0] - low[0])
 
 
 def expected(stack: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -149,7 +149,7 @@ def _clipped_median(values: np.ndarray) -> float:
 def measure_depth(sci_path: Path, wht_path: Path, radius_arcsec: float = DEPTH_RADIUS_ARCSEC) -> Depth | None:
     """5 sigma depth from apertures on empty sky.
 
-    Apertures lie on a lattice of 3 radii or more, so that some 50,000 suffice for the largest field. Each sum is divided
+    Apertures lie on a lattice of 3 radii or more, so that 50,000 suffice for the largest field. Each sum is divided
     by what its weights predict. Sources only make sums brighter, so the scatter is that of the fainter half: 1.4826
     times the median distance below the median, after clipping at 3 sigma. None where fewer than 100 apertures fit.
     """

@@ -47,7 +47,7 @@ def colour_picture(
     """Write a colour PNG of a field from its mosaics.
 
     All filters are brought to the long-wave grid (short-wave pixels are binned; the grids nest) and to one rectangle.
-    Three or more filters: thirds of the list by wavelength are blue, green and red. Two: green is their mean. One: grey.
+    Three or more filters: thirds of the list by wavelength are blue, green and red. Two: green is the mean. One: grey.
 
     Parameters
     ----------

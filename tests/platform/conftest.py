@@ -95,7 +95,7 @@ class FakeEngine:
     def __init__(self, sky: Sky) -> None:
         self.sky = sky
 
-    def reduce(self, association, exposures, reference, pointing_priors, folder) -> ReductionResult:  # noqa: ANN001
+    def reduce(self, association, exposures, reference, pointing_priors, folder) -> ReductionResult:
         sky, detector = self.sky, split_filename(exposures[0].path.name)["detector"]
         sky.reduced.append((association, reference.name if reference else ""))
         if sky.killed.get(association, 0) > 0:
@@ -122,7 +122,9 @@ class FakeEngine:
         if len(exposures) == 1:
             relative = [RelativeFit(exposures[0].dataset, "single")]
         absolute, failure = self._absolute(inside_it, reference, is_long_wave(detector))
-        degradations = (Degradation(association, "wisp_template", "no template for the detector"),) if "b1" in detector else ()
+        degradations = (
+            (Degradation(association, "wisp_template", "no template for the detector"),) if "b1" in detector else ()
+        )
         return ReductionResult(
             association, self.name, self.version, done, tuple(relative), absolute, None, None, f"{association}.cat.ecsv",
             len(seen), f"{association}.log", 63.0 if is_long_wave(detector) else 31.0, degradations, failure=failure,
@@ -130,11 +132,14 @@ class FakeEngine:
         )  # fmt: skip
 
     @staticmethod
-    def _absolute(sources: np.ndarray, reference: ReferenceSources | None, long_wave: bool) -> tuple[AbsoluteFit | None, str | None]:
+    def _absolute(
+        sources: np.ndarray, reference: ReferenceSources | None, long_wave: bool
+    ) -> tuple[AbsoluteFit | None, str | None]:
         if reference is None:
             return None, None
         apart = np.hypot(
-            (sources[:, None, 0] - reference.ra) * np.cos(np.radians(sources[:, None, 1])), sources[:, None, 1] - reference.dec
+            (sources[:, None, 0] - reference.ra) * np.cos(np.radians(sources[:, None, 1])),
+            sources[:, None, 1] - reference.dec,
         )
         matched = int((apart.min(axis=0) * 3600 < 0.3).sum()) if len(sources) and len(reference) else 0
         if matched < 5:
@@ -177,7 +182,7 @@ class FakeCatalogs:
     def __init__(self, sky: Sky) -> None:
         self.sky = sky
 
-    def load(self, name, footprint, epoch, margin_arcsec=0.0):  # noqa: ANN001, ANN201
+    def load(self, name, footprint, epoch, margin_arcsec=0.0):
         if name != "LS_DR9":
             return None
         rng = np.random.default_rng(5)
@@ -204,7 +209,7 @@ class FakeHome(Home):
             selected_references_of=lambda headers: [{} for _ in headers],
         )
 
-    def engine(self, association):  # noqa: ANN001, ANN201
+    def engine(self, association):
         return FakeEngine(self.sky)
 
 
@@ -227,7 +232,9 @@ class Platform:
     instance: dg.DagsterInstance
     definitions: dg.Definitions
 
-    def add_visit(self, ra: float, dec: float, observation: int, *, detectors=("nrcb1", "nrcblong"), exposures=(1, 2), **row: Any) -> list[str]:
+    def add_visit(
+        self, ra: float, dec: float, observation: int, *, detectors=("nrcb1", "nrcblong"), exposures=(1, 2), **row: Any
+    ) -> list[str]:
         """Put a visit's rows into the archive and its sources into the sky; returns the datasets."""
         rng = np.random.default_rng(observation)
         local = rng.uniform(-2.4, 2.4, (700, 2))
@@ -251,7 +258,7 @@ class Platform:
                 )  # fmt: skip
         return datasets
 
-    def ingest(self):  # noqa: ANN201
+    def ingest(self):
         """Take the archive in, as the sensor and the command line do."""
         from datetime import datetime
 

@@ -55,7 +55,14 @@ def dump(platform) -> dict[str, list]:
     with platform.home.database.read() as connection:
         return {
             table.name: sorted(
-                str({k: v for k, v in row._mapping.items() if k not in ("modtime", "made", "seen", "looked_at", "last_seen", "shift_modtime", "wcs_modtime")})
+                str(
+                    {
+                        k: v
+                        for k, v in row._mapping.items()
+                        if k
+                        not in ("modtime", "made", "seen", "looked_at", "last_seen", "shift_modtime", "wcs_modtime")
+                    }
+                )
                 for row in connection.execute(sa.select(table))
             )
             for table in t.metadata.sorted_tables
@@ -94,7 +101,9 @@ def test_a_false_reference_holds_one_association_back_and_the_others_go_on(platf
 
 def test_a_field_without_an_aligned_reference_is_blocked(two_fields) -> None:
     platform, first, second = two_fields
-    platform.sky.false_reference = [parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]]
+    platform.sky.false_reference = [
+        parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]
+    ]
     result = platform.run(first)
     answers = platform.checks(result)
     assert not result.success
@@ -258,7 +267,10 @@ def test_no_catalogue_holds_back_or_is_noted(platform, missing, tmp_path) -> Non
     platform.add_visit(150.0, 2.0, 1)
     platform.sky.sources = np.concatenate([platform.sky.sources])
     platform.home.prepare(
-        Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"], "absolute_alignment": "if_available"}})
+        Survey.model_validate(
+            platform.home.survey.model_dump()
+            | {"reference": {"catalogs": ["GAIA"], "absolute_alignment": "if_available"}}
+        )
     )
     platform.ingest()
     (name,) = platform.home.database.field_names()
@@ -266,5 +278,7 @@ def test_no_catalogue_holds_back_or_is_noted(platform, missing, tmp_path) -> Non
     assert result.success
     held = platform.checks(result)["astrometric_reference.nothing_held_back"]
     assert "telescope's frame" in str(held.metadata["details"].value)
-    platform.home.prepare(Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"]}}))
+    platform.home.prepare(
+        Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"]}})
+    )
     assert not platform.run(name).success

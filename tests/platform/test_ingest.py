@@ -136,10 +136,12 @@ def test_a_window_is_no_full_look(two_fields) -> None:
 # --- the sensor -------------------------------------------------------------------------------
 
 
-def tick(platform):  # noqa: ANN201
+def tick(platform):
     """One tick of the sensor: what it asks for is applied as the daemon would."""
     sensor = platform.definitions.resolve_sensor_def("new_exposures")
-    context = dg.build_sensor_context(instance=platform.instance, resources={"home": platform.definitions.resources["home"]})
+    context = dg.build_sensor_context(
+        instance=platform.instance, resources={"home": platform.definitions.resources["home"]}
+    )
     data = sensor.evaluate_tick(context)
     for request in data.dynamic_partitions_requests or []:
         platform.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
@@ -173,7 +175,7 @@ def test_an_archive_that_cant_be_read_changes_nothing(two_fields) -> None:
 STAGES = ["observations", "associations", "astrometric_reference", "preprocessed_visits", "mosaics"]
 
 
-def asked(platform, cursor=None):  # noqa: ANN001, ANN201
+def asked(platform, cursor=None):
     """One tick of the automation conditions: what is asked for, by asset and field."""
     result = dg.evaluate_automation_conditions(platform.definitions, platform.instance, cursor=cursor)
     requested = {
@@ -182,22 +184,22 @@ def asked(platform, cursor=None):  # noqa: ANN001, ANN201
     return requested, result.cursor
 
 
-def in_order(requested):  # noqa: ANN001, ANN201
+def in_order(requested):
     """Upstream first: one tick may ask for several stages of a field, which Dagster then runs in this order."""
     return sorted(requested, key=lambda pair: (pair[1], STAGES.index(pair[0])))
 
 
-def materialize(platform, requested) -> None:  # noqa: ANN001
+def materialize(platform, requested) -> None:
     job = platform.definitions.resolve_implicit_global_asset_job_def()
     graph = platform.definitions.resolve_asset_graph()
     for name, partition in in_order(requested):
         key = dg.AssetKey(name)
-        job.get_subset(asset_selection={key}, asset_check_selection=graph.get_check_keys_for_assets({key})).execute_in_process(
-            partition_key=partition, instance=platform.instance, raise_on_error=False
-        )
+        job.get_subset(
+            asset_selection={key}, asset_check_selection=graph.get_check_keys_for_assets({key})
+        ).execute_in_process(partition_key=partition, instance=platform.instance, raise_on_error=False)
 
 
-def drive(platform, cursor, ticks=8):  # noqa: ANN001, ANN201
+def drive(platform, cursor, ticks=8):
     """Tick until nothing more is asked for; returns all that was asked, in order."""
     order = []
     for _ in range(ticks):
@@ -224,7 +226,9 @@ def test_a_blocked_field_stops_and_the_other_goes_on(platform) -> None:
     platform.add_visit(10.0, -40.0, 2)
     from panoramic.footprints import parse_s_region
 
-    platform.sky.false_reference = [parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]]
+    platform.sky.false_reference = [
+        parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]
+    ]
     _, cursor = asked(platform)
     tick(platform)
     order, _ = drive(platform, cursor)

@@ -135,7 +135,12 @@ def test_one_association_for_each_visit_filter_and_detector(make_exposure) -> No
 def test_names_never_change_and_every_exposure_is_in_one(make_exposure, seed, batches) -> None:
     rng = np.random.default_rng(seed)
     exposures = [
-        make_exposure(observation=int(rng.integers(1, 4)), activity=f"{k:02d}101", exposure=1, t_min=60000 + float(rng.uniform(0, 1)))
+        make_exposure(
+            observation=int(rng.integers(1, 4)),
+            activity=f"{k:02d}101",
+            exposure=1,
+            t_min=60000 + float(rng.uniform(0, 1)),
+        )
         for k in range(12)
     ]
     known: dict[str, str] = {}
@@ -147,7 +152,9 @@ def test_names_never_change_and_every_exposure_is_in_one(make_exposure, seed, ba
         assert {d: new[d] for d in known} == known
         assert sum(len(a.exposures) for a in found) == len(new) == len(arrived)
         known = new
-    assert partition(known) == partition({e.dataset: a.name for a in associate("j1", exposures, {}, AssociationRules()) for e in a.exposures})
+    assert partition(known) == partition(
+        {e.dataset: a.name for a in associate("j1", exposures, {}, AssociationRules()) for e in a.exposures}
+    )
 
 
 def test_far_apart_in_time_or_space_is_another_association(make_exposure) -> None:

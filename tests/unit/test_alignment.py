@@ -20,10 +20,14 @@ FIT = AbsoluteFit("LS_DR9", "external", 0, 0, 0, 1, 25, 0.5, 63.0)
 
 
 def result(relative=(ANCHOR, GOOD), absolute=FIT, failure=None) -> ReductionResult:
-    return ReductionResult("x", "grizli", "1", (), tuple(relative), absolute, None, None, None, 0, "x.log", 63.0, failure=failure)
+    return ReductionResult(
+        "x", "grizli", "1", (), tuple(relative), absolute, None, None, None, 0, "x.log", 63.0, failure=failure
+    )
 
 
-def verdict(relative=(ANCHOR, GOOD), absolute=FIT, detector="NRCBLONG", mode="required", available=True, failure=None) -> Verdict:
+def verdict(
+    relative=(ANCHOR, GOOD), absolute=FIT, detector="NRCBLONG", mode="required", available=True, failure=None
+) -> Verdict:
     return judge(result(relative, absolute, failure), detector, LIMITS, mode, available)
 
 
@@ -124,9 +128,13 @@ def test_real_absolute_fits(shared_data: Path) -> None:
     refused = []
     for row in rows:
         own = "ls_dr9" not in row["reference_catalog"]
-        fit = AbsoluteFit("r", "own" if own else "external", 0, 0, 0, 1, int(float(row["n_matched"])), float(row["rms_pix"]), 63.0)
+        fit = AbsoluteFit(
+            "r", "own" if own else "external", 0, 0, 0, 1, int(float(row["n_matched"])), float(row["rms_pix"]), 63.0
+        )
         if not verdict(absolute=fit).accepted:
             refused.append(fit)
     assert refused
-    assert all(f.n < 12 or f.rms * 63 > (20 if f.kind == "own" else 80) or f.rms * 63 / math.sqrt(f.n) > 5 for f in refused)
+    assert all(
+        f.n < 12 or f.rms * 63 > (20 if f.kind == "own" else 80) or f.rms * 63 / math.sqrt(f.n) > 5 for f in refused
+    )
     assert len(refused) < len(rows)

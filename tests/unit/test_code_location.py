@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-HEAVY = ("grizli", "jwst", "drizzlepac", "matplotlib", "astroquery", "crds", "stdatamodels", "poppy", "pysiaf", "photutils")
+HEAVY = (
+    "grizli",
+    "jwst",
+    "drizzlepac",
+    "matplotlib",
+    "astroquery",
+    "crds",
+    "stdatamodels",
+    "poppy",
+    "pysiaf",
+    "photutils",
+)
 LAYERS = {"panoramic": 0, "resources": 1, "panoramic_assets": 2, "sensors": 3}
 
 

@@ -19,7 +19,9 @@ def survey(expected: object, kind: str = "folder") -> Survey:
 @pytest.fixture
 def visit(make_exposure):
     return [
-        make_exposure(detector=d, filter="F444W" if "LONG" in d else "F115W", exposure=n) for d in DETECTORS for n in (1, 2)
+        make_exposure(detector=d, filter="F444W" if "LONG" in d else "F115W", exposure=n)
+        for d in DETECTORS
+        for n in (1, 2)
     ]
 
 

@@ -61,7 +61,9 @@ def test_s_region_round_trip_and_seam() -> None:
     assert len(parse_s_region(closed)) == 3
 
 
-@pytest.mark.parametrize("text", ["", "CIRCLE 1 2 3", "POLYGON ICRS 1 2 3 4", "POLYGON ICRS 1 2 3 4 5", "POLYGON ICRS a b c d e f"])
+@pytest.mark.parametrize(
+    "text", ["", "CIRCLE 1 2 3", "POLYGON ICRS 1 2 3 4", "POLYGON ICRS 1 2 3 4 5", "POLYGON ICRS a b c d e f"]
+)
 def test_what_is_no_polygon_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_s_region(text)

@@ -53,7 +53,9 @@ def test_an_empty_cell_is_refused_with_file_row_and_column(column: str, null: ob
     assert "jw02514162001_03201_00004_nrca4" in parsed.unplaced
 
 
-@pytest.mark.parametrize("region", ["CIRCLE ICRS 1 2 3", "POLYGON ICRS 1 2 3 4", "POLYGON ICRS 1 2 3 x 5 6", "POLYGON ICRS 1 99 2 98 3 97"])
+@pytest.mark.parametrize(
+    "region", ["CIRCLE ICRS 1 2 3", "POLYGON ICRS 1 2 3 4", "POLYGON ICRS 1 2 3 x 5 6", "POLYGON ICRS 1 99 2 98 3 97"]
+)
 def test_a_footprint_that_is_no_polygon_is_refused(region: str) -> None:
     parsed = parse_rows([ROW | {"s_region": region}], "t", ExposureRules())
     assert parsed.errors[0].column == "s_region"
@@ -87,7 +89,9 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 
 def test_a_checksum_of_another_suffix_is_no_revision() -> None:
     (rate,) = parse(ROW).values()
-    (cal,) = parse(ROW | {"filename": ROW["filename"].replace("_rate", "_cal"), "checksum": "x", "ArchiveFileID": 9}).values()
+    (cal,) = parse(
+        ROW | {"filename": ROW["filename"].replace("_rate", "_cal"), "checksum": "x", "ArchiveFileID": 9}
+    ).values()
     (again,) = parse(ROW | {"checksum": "x", "ArchiveFileID": 9}).values()
     (context,) = parse(ROW | {"crds_ctx": "d"}).values()
     assert not is_revision(rate, rate)

@@ -64,7 +64,10 @@ def test_overrides_by_field_filter_and_association() -> None:
             "archive": {"kind": "mast"},
             "reduction": {
                 "parameters": {"lean": True, "x": 1},
-                "overrides": [{"match": "F444W", "parameters": {"x": 2}}, {"match": "j1*_00007", "parameters": {"x": 3}}],
+                "overrides": [
+                    {"match": "F444W", "parameters": {"x": 2}},
+                    {"match": "j1*_00007", "parameters": {"x": 3}},
+                ],
             },
         }
     )
