@@ -210,9 +210,9 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     accepted = [v for v in verdicts.values() if v.accepted]
     leaking = [v.association for v in accepted if any(c.passed is False for c in v.of(gate))]
     failing = [v.association for v in verdicts.values() if any(c.passed is False for c in v.of(gate))]
-    values = [c.value for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.unit != "matches"]
-    limits = [c.limit for v in verdicts.values() for c in v.of(gate) if c.limit is not None and c.unit != "matches"]
-    counts = [c.value for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.unit == "matches"]
+    numbers = [c for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.limit]
+    upper = [c for c in numbers if c.unit != "matches"]
+    counts = [c.value for c in numbers if c.unit == "matches"]
     # the field is stopped by this gate only if this gate is what leaves nothing to stand on
     blocked = not stands and (bool(failing) or not any(v for v in verdicts.values() if not v.accepted))
     passed = not leaking and not blocked
@@ -222,8 +222,10 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     if leaking:
         summary += f"; accepted although they fail: {', '.join(leaking)}"
     metadata: dict[str, Any] = {"accepted": len(accepted), "failing": len(failing)}
-    if values:
-        metadata |= {"worst value": max(values), "limit": min(limits), "fewest matches": min(counts, default=0)}
+    if upper:
+        worst = max(upper, key=lambda c: (c.value or 0.0) / (c.limit or 1.0))
+        metadata |= {"worst value": worst.value, "limit": worst.limit, "unit": worst.unit, "of": worst.name}
+        metadata["fewest matches"] = min(counts, default=0)
     return answer(
         passed,
         summary,

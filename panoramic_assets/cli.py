@@ -129,12 +129,12 @@ def run(
         fields = running.take_in(home, field or [], say)
         started = time.monotonic()
         outcomes = [running.run_field(home, name, say) for name in fields]
-        _print_outcomes(outcomes, time.monotonic() - started)
+        _print_outcomes(home, outcomes, time.monotonic() - started)
     if not all(outcome.reached_last_stage for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def _print_outcomes(outcomes: list[Any], seconds: float) -> None:
+def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
     for outcome in outcomes:
         table = Table(title=f"{outcome.field}: {outcome.state} in {outcome.seconds:.0f} s", title_justify="left")
         for column in ("stage", "check", "result", "what was found", "value", "limit"):
@@ -148,12 +148,10 @@ def _print_outcomes(outcomes: list[Any], seconds: float) -> None:
             console.print(f"[red]{error}[/]")
         for path in outcome.products:
             console.print(f"  {path}", markup=False)
-    from panoramic_assets.running import children_peak_mib
+    from panoramic_assets.running import peak_mib
 
-    say(
-        f"{len(outcomes)} fields in {seconds:.0f} s, largest process {children_peak_mib():.0f} MiB; "
-        "`panoramic ui` shows it all"
-    )
+    largest = peak_mib(home, [outcome.field for outcome in outcomes])
+    say(f"{len(outcomes)} fields in {seconds:.0f} s, largest step {largest:.0f} MiB; `panoramic ui` shows it all")
 
 
 @app.command()

@@ -6,7 +6,6 @@ Dagster runs in process here, with the same job, checks and executor as in the U
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -220,12 +219,12 @@ def _plain(value: Any) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def children_peak_mib() -> float:
-    """Peak memory of the largest process that this one started, MiB."""
-    return (
-        max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        / 1024
-    )
+def peak_mib(home: Home, names: list[str]) -> float:
+    """Peak memory of the largest step of some fields, by their stored results, MiB."""
+    results = [home.database.reduction(a.name) for name in names for a in home.database.associations(name)]
+    peaks = [stored[1].peak_mib for stored in results if stored is not None]
+    peaks += [MosaicResult.from_json(m["result"]).peak_mib for name in names for m in home.database.mosaics(name)]
+    return max(peaks, default=0.0)
 
 
 def unfinished_runs() -> list[str]:

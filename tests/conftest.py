@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from endtoend import SURVEY, Finished, panoramic, run_and_kill
 
 from panoramic.footprints import from_tangent_plane, to_s_region
 from panoramic.observations import Exposure, mean_position
+from panoramic.simulate.truth import Truth
+from resources.home import Home
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared" / "data"
@@ -52,3 +56,18 @@ def make_exposure() -> Callable[..., Exposure]:
         return Exposure(**(values | rest))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """Run, killed and run again to the end, and once more with nothing to do."""
+    folder = tmp_path_factory.mktemp("endtoend")
+    survey = folder / "endtoend.yaml"
+    survey.write_text(yaml.safe_dump(SURVEY))
+    home = folder / "home"
+    first = run_and_kill(home, survey)
+    second = panoramic(home, "run", check=False)
+    again = panoramic(home, "run", check=False)
+    opened = Home(home)
+    (field,) = opened.database.field_names()
+    yield Finished(opened, first, second.stdout, again.stdout, Truth.load(home / "archive"), field)

@@ -117,7 +117,7 @@ def wisp_template(detector: str) -> Image:
         along = (x - px) * np.cos(angle) + (y - py) * np.sin(angle)
         across = -(x - px) * np.sin(angle) + (y - py) * np.cos(angle) + 0.25 * along**2 / radius
         out += rng.uniform(0.4, 1.0) * np.exp(
-            -0.5 * (along / (0.42 * radius)) ** 2 - 0.5 * (across / (0.07 * radius)) ** 2
+            -0.5 * (along / (0.5 * radius)) ** 2 - 0.5 * (across / (0.16 * radius)) ** 2
         )
     out *= np.clip(1.5 - np.hypot(x - cx, y - cy) / radius, 0, 1)
     return out / out.max()

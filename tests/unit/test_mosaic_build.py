@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from astropy.wcs import WCS
 from test_mosaic_exposures import CENTRE, Made, Sky, dithers, grid_for_tests, make_exposure, random_stars
 
 from panoramic.errors import DiskFullError, MosaicError, ProductDamagedError
-from panoramic.mosaic import writer
+from panoramic.mosaic import cosmic_rays, photometry, writer
 from panoramic.mosaic.build import build_mosaic, measure_coverage, mosaic_stem
 from panoramic.mosaic.detection import detect
 from panoramic.mosaic.photometry import aperture_photometry, aperture_ratio, measure_depth
@@ -372,6 +377,58 @@ def test_what_a_killed_run_left_is_removed(noisy: tuple, tmp_path: Path) -> None
     (left / f"{STEM}_sci.fits").write_bytes(b"half")
     build(made[:2], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{STEM}_{plane}.fits" for plane in PLANES)
+
+
+def test_sigkill_leaves_no_mosaic_and_the_next_run_makes_the_same_bytes(noisy: tuple, tmp_path: Path) -> None:
+    _, made, _, result = noisy
+    code = (
+        "import os, pickle, signal, sys\n"
+        "from pathlib import Path\n"
+        "from panoramic.mosaic.build import build_mosaic\n"
+        "arguments = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
+        "def stop(text):\n"
+        "    if text.startswith('drizzling tile 5'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build_mosaic(*arguments, progress=stop)\n"
+    )
+    out = tmp_path / "out"
+    inputs = [one.input for one in made]
+    (tmp_path / "arguments").write_bytes(
+        pickle.dumps((inputs, grid_for_tests(), "short", out, STEM, RULES, PROVENANCE))
+    )
+    child = subprocess.run([sys.executable, "-c", code, tmp_path / "arguments"], check=False)
+    assert child.returncode == -9
+    assert [p.name for p in out.iterdir()] == [writer.work_folder(out, STEM).name]
+    again = build(made, out)
+    assert [f.sha256 for f in again.files] == [f.sha256 for f in result.files]
+    assert sorted(p.name for p in out.iterdir()) == sorted(f"{STEM}_{plane}.fits" for plane in PLANES)
+
+
+def test_memory_is_that_of_a_tile_not_of_the_mosaic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the pieces of work, in proportion to these small exposures
+    monkeypatch.setattr(photometry, "_BAND", 256)
+    monkeypatch.setattr(cosmic_rays, "_BLOCK_PX", 256)
+    nothing = Sky(np.empty(0), np.empty(0), np.empty(0))
+    made = [
+        make_exposure(
+            tmp_path,
+            f"jw9_{k}",
+            nothing,
+            ra=CENTRE[0] + (k % 4) * 15 / 3600,
+            dec=CENTRE[1] + k // 4 * 15 / 3600,
+            seed=k,
+        )
+        for k in range(8)
+    ]
+    build(made[:1], tmp_path / "warm")  # imports and caches
+    peaks = []
+    for part in (made[:1], made):
+        tracemalloc.start()
+        result = build(part, tmp_path / f"{len(part)}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 0.6 * math.prod(result.shape) * 4 * 3  # all three planes at once would be this much
 
 
 def test_full_disk(noisy: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from test_mosaic_exposures import CENTRE, Sky, dithers, grid_for_tests, make_exp
 
 from panoramic.errors import MosaicError
 from panoramic.mosaic import cosmic_rays
+from panoramic.mosaic.astrometry import AssociationArea, mosaic_astrometry
 from panoramic.mosaic.backgrounds import CoarseImage, difference, solve
 from panoramic.mosaic.build import build_mosaic
 from panoramic.mosaic.cosmic_rays import expected, gradient_without_noise, outliers
@@ -25,7 +26,8 @@ from panoramic.mosaic.drizzle import units_per_mjy_sr
 from panoramic.mosaic.exposures import open_exposure
 from panoramic.mosaic.photometry import aperture_photometry, aperture_ratio, magnitude
 from panoramic.mosaic.rgb import colour_picture, preview, wavelength
-from panoramic.survey import MosaicRules
+from panoramic.reduction.base import ReferenceSources
+from panoramic.survey import Limits, MosaicRules
 
 
 def flat(
@@ -294,3 +296,37 @@ def test_pictures_of_nothing_or_of_unlike_fields_are_refused(field: tuple, tmp_p
 def test_wavelengths() -> None:
     assert wavelength("F115W") == wavelength("f115w-clear") == 1.15
     assert wavelength("clear") == np.inf
+
+
+def test_a_displaced_association_is_caught_in_the_pixels(tmp_path: Path) -> None:
+    """From exposures whose WCS is 0.3 arcsec wrong to the failed measurement."""
+    rng = np.random.default_rng(2)
+    cos = np.cos(np.radians(CENTRE[1]))
+    k = 160
+    sky = Sky(
+        CENTRE[0] + rng.uniform(-11, 11, k) / 3600 / cos,
+        CENTRE[1] + rng.uniform(-6, 6, k) / 3600,
+        rng.uniform(1, 10, k),
+    )
+    moved = Sky(sky.ra + 0.3 / 3600 / cos, sky.dec, sky.flux)
+    inputs, areas = [], []
+    for name, east, truth in (("good", -5.5, sky), ("moved", 5.5, moved)):
+        for i, (ra, dec) in enumerate(dithers(2, 0.3)):
+            made = make_exposure(
+                tmp_path, f"{name}_{i}", truth, ra=ra + east / 3600 / cos, dec=dec, seed=i, shape=(300, 300),
+                roll_deg=0.0, association=name,
+            )  # fmt: skip
+            inputs.append(made.input)
+        areas.append(AssociationArea(name, "short", made.wcs.calc_footprint(axes=(300, 300))))
+    build_mosaic(inputs, grid_for_tests(), "short", tmp_path, "x", MosaicRules(), {})
+    catalog = detect(tmp_path / "x_sci.fits", tmp_path / "x_wht.fits")
+    error = np.full(k, 4.0)
+    own = ReferenceSources("own", sky.ra, sky.dec, np.full(k, 22.0), error, "own")
+    found = {
+        one.name: one for one in mosaic_astrometry(catalog, None, own, areas, Limits()) if one.kind == "own_association"
+    }
+    assert found["good"].passed is True
+    assert abs(found["good"].dra) < 1
+    assert found["moved"].passed is False
+    assert found["moved"].dra == pytest.approx(300, abs=3)
+    assert found["moved"].ddec == pytest.approx(0, abs=3)
