@@ -212,7 +212,7 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     failing = [v.association for v in verdicts.values() if any(c.passed is False for c in v.of(gate))]
     numbers = [c for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.limit]
     upper = [c for c in numbers if c.unit != "matches"]
-    counts = [c.value for c in numbers if c.unit == "matches"]
+    counts = [c.value or 0.0 for c in numbers if c.unit == "matches"]
     # the field is stopped by this gate only if this gate is what leaves nothing to stand on
     blocked = not stands and (bool(failing) or not any(v for v in verdicts.values() if not v.accepted))
     passed = not leaking and not blocked

@@ -139,9 +139,11 @@ def stripes(rng: np.random.Generator, rms: float, amplifier_share: float) -> Ima
     """
     frequency = np.fft.rfftfreq(NPIX)
     frequency[0] = frequency[1]
+    # The side reference pixels took away drifts over more than some hundred rows.
+    amplitude = frequency**1.5 / (frequency**2 + (1 / 250) ** 2)
 
     def series() -> NDArray[np.float64]:
-        spectrum = rng.normal(size=(2, len(frequency))) / frequency**0.5
+        spectrum = rng.normal(size=(2, len(frequency))) * amplitude
         out = np.fft.irfft(spectrum[0] + 1j * spectrum[1], NPIX)
         # The bias of a whole frame is removed by the reference pixels.
         out -= out.mean()

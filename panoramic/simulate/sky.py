@@ -26,7 +26,7 @@ REFERENCE_BAND = 4.421
 GAIA_MICRON, LS_MICRON = 0.65, 0.90
 
 # AB magnitude at the reference band, log10 of sources per magnitude and square degree
-GALAXY_COUNTS = ((16, 1.6), (18, 2.8), (20, 3.75), (22, 4.35), (24, 4.75), (26, 5.05), (28, 5.3), (31, 5.6))
+GALAXY_COUNTS = ((16, 1.6), (18, 2.85), (20, 3.82), (22, 4.45), (24, 4.85), (26, 5.1), (28, 5.3), (31, 5.6))
 STAR_COUNTS = ((15, 2.1), (16, 2.35), (18, 2.85), (20, 3.15), (22, 3.35), (24, 3.5), (26, 3.6), (31, 3.6))
 
 
@@ -113,7 +113,7 @@ def make_sources(simulation: Simulation, index: int, bands: list[str]) -> Table:
 def _draw_colours(rng: np.random.Generator, mag: Array, is_star: NDArray[np.bool_]) -> Callable[[float], Array]:
     """Magnitude difference to the reference band of each source, as a function of wavelength in *micron*."""
     n = len(mag)
-    mean = np.interp(mag, [20, 23, 26, 29], [0.9, 0.8, 0.45, 0.25])
+    mean = np.interp(mag, [20, 23, 26, 29], [0.75, 0.55, 0.4, 0.25])
     slope = np.where(is_star, rng.normal(-1.1, 0.15, n), mean + rng.normal(0, 0.45, n))
     bend = np.where(is_star, 0.0, rng.normal(0, 0.25, n))
     # Cool stars and old galaxies fall steeply below a micron.

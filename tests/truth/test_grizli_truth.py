@@ -147,9 +147,8 @@ def test_the_story(reduced: Reduced) -> None:
 
 
 def test_no_degradation_is_missed_and_none_is_invented(reduced: Reduced) -> None:
-    found = result_pairs = {(d.product, d.what) for d in reduced.result.degradations}
-    expected = {(e.dataset, what) for e in reduced.result.exposures for what in OFFLINE}
-    assert found == expected, result_pairs ^ expected
+    found = {(d.product, d.what) for d in reduced.result.degradations}
+    assert found == {(e.dataset, what) for e in reduced.result.exposures for what in OFFLINE}
     assert all(d.intended for d in reduced.result.degradations)
 
 
@@ -225,6 +224,7 @@ def test_star_fluxes(reduced: Reduced, truth: Truth) -> None:
                 data, [x[i]], [y[i]], 0.45 / scale, bkgann=(0.8 / scale, 1.2 / scale), mask=~good
             )
             ratios.append(float(flux[0]) * 1e12 * area / 10 ** (-0.4 * (mag[i] - 23.9)) / share)
+    print(reduced.band, sorted(np.round(ratios,3)))
     assert len(ratios) >= 4
     assert np.median(ratios) == pytest.approx(1.0, abs=0.02), sorted(ratios)
 
@@ -258,11 +258,13 @@ def test_headers_and_catalogue(reduced: Reduced, archive: SimulatedArchive, trut
     assert catalog.colnames == list(CATALOG_COLUMNS) and len(catalog) == result.n_sources
     x, y = WCS(image.header).all_world2pix(catalog["ra"], catalog["dec"], 0)
     assert np.abs(x - catalog["x"]).max() < 1e-3 and np.abs(y - catalog["y"]).max() < 1e-3
-    # bright clean sources lie where truth has one, once the association's own offset is taken off
-    east, north = offsets(reduced, truth).mean(axis=0) / 3.6e6
-    good = (catalog["flags"] == 0) & (catalog["mag"] < 23) & (catalog["flux"] > 50 * catalog["flux_error"])
-    dec = np.asarray(catalog["dec"][good]) - north
-    ra = np.asarray(catalog["ra"][good]) - east / np.cos(np.radians(dec))
+    # bright clean sources lie where truth has one, once the solution's own offset and rotation are taken off
+    dataset = result.exposures[0].dataset
+    good = (catalog["flags"] == 0) & (catalog["mag"] < 23.5) & (catalog["flux"] > 50 * catalog["flux_error"])
+    wcs = WCS(fits.getheader(reduced.path(result.exposures[0]), "SCI"))
+    x, y = wcs.all_world2pix(catalog["ra"][good], catalog["dec"][good], 0)
+    inside = (x > 20) & (x < 2028) & (y > 20) & (y < 2028)
+    ra, dec = truth.true_sky(dataset, x[inside], y[inside])
     d_ra = (ra[:, None] - np.asarray(truth.sources["ra"])[None] + 180) % 360 - 180
     distance = np.hypot(d_ra * np.cos(np.radians(dec))[:, None], dec[:, None] - np.asarray(truth.sources["dec"])[None])
-    assert np.median(distance.min(axis=1)) * 3.6e6 < 15
+    assert np.median(distance.min(axis=1)) * 3.6e6 < 12
