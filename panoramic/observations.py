@@ -152,7 +152,8 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRu
     """
     parsed = ParsedRows()
     best: dict[str, tuple[tuple[int, int], int, Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows, start=1):
+    for position, row in enumerate(rows, start=1):
+        number = int(row.get("_row") or position)  # an archive that sorts its table's rows keeps their numbers
         parsed.n_rows += 1
         try:
             name = _text(row, "filename", source, number)

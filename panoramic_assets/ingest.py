@@ -60,7 +60,8 @@ def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime) 
     report = IngestReport(n_rows=parsed.n_rows, errors=[str(e) for e in parsed.errors])
     report.refused = {d: e.refused for d, e in exposures.items() if e.refused}
     report.faults = {f.name: f.reason for f in look.faults}
-    report.faults |= {d: reason for d, reason in parsed.unplaced.items() if d not in report.faults}
+    named = set(report.faults.values())
+    report.faults |= {d: reason for d, reason in parsed.unplaced.items() if reason not in named}
     with database.write() as connection:
         known = database.latest(connection)
         assignment = _place(database, connection, exposures, survey)

@@ -85,7 +85,8 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
     for dataset, reason in [*sorted(found.refused.items())[:10], *sorted(found.faults.items())]:
         say(f"  {dataset}: {reason}")
     for error in found.errors:
-        say(f"  {error}")
+        if error not in found.faults.values():
+            say(f"  {error}")
     names = home.database.field_names()
     for name in wanted:
         if name not in names:

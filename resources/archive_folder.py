@@ -114,9 +114,10 @@ class FolderArchive:
         ------
         EmptyArchiveError, ArchiveRowError
         """
-        look = ArchiveLook([], [], str(self.path), float(Time(self.clock(), format="unix").mjd))
-        files = self._files(look)
         table_path = find_table(self.path)
+        source = str(table_path or self.path)
+        look = ArchiveLook([], [], source, float(Time(self.clock(), format="unix").mjd))
+        files = self._files(look)
         table = read_table(table_path) if table_path else None
         if not files:
             raise EmptyArchiveError(self._nothing_found(look.faults))

@@ -31,6 +31,8 @@ FLOAT_COLUMNS = {
     "va_dec", "va_ra", "xoffset", "yoffset",
 }  # fmt: skip
 
+ROW_KEY = "_row"  # the row's number in its table, for messages
+
 
 @dataclass
 class ArchiveTable:
@@ -64,8 +66,9 @@ def read_table(path: Path) -> ArchiveTable:
                 (f"{path.name} row {number}", "column 'filename' is empty: fill it in or leave the row out")
             )
             continue
+        row[ROW_KEY] = number
         older = table.rows.get(name.lower())
-        if older is not None and older != row:
+        if older is not None and older | {ROW_KEY: number} != row:
             table.bad.append(
                 (name, f"{path.name} lists it more than once; the row with the largest ArchiveFileID counts")
             )

@@ -28,6 +28,8 @@ SURVEY = {
             "modules": ["B"],
             "detectors": ["nrcb1", "nrcblong"],
             "dithers": 2,
+            # a pointing error of one detector is what alignment is for
+            "faults": [{"kind": "shifted", "match": "*nrcb1", "dx_arcsec": 0.3, "dy_arcsec": 0.0}],
         },
     },
     "expected": {"detectors": ["NRCB1", "NRCBLONG"], "exposures": 2, "filters": ["F115W", "F444W"]},

@@ -125,3 +125,21 @@ def test_the_rows_of_the_archive_can_be_read_back(finished: Finished) -> None:
     assert len(parsed.exposures) == 4
     assert not parsed.errors
     assert Survey.load(finished.home.survey_file).name == "endtoend"
+
+
+def test_a_solution_moved_after_its_fit_is_caught(finished: Finished, tmp_path: Path) -> None:
+    """`wrong_success`: the long-wave solution is moved by 0.3 arcsec, the engine's log says nothing."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "archive").symlink_to(finished.home.path / "archive")
+    moved = yaml.safe_load(yaml.safe_dump(SURVEY))
+    fault = {"kind": "wrong_success", "match": "*f444w*", "shift_arcsec": [0.3, 0.0]}
+    moved["archive"]["simulation"]["faults"].append(fault)
+    survey = tmp_path / "moved.yaml"
+    survey.write_text(yaml.safe_dump(moved))
+    done = panoramic(home, "run", "--survey", str(survey), check=False)
+    assert done.returncode == 1, done.stdout
+    (line,) = [one for one in done.stdout.splitlines() if "mosaic_astrometry" in one and "failed" in one]
+    assert "mosaics" in line
+    table = done.stdout[done.stdout.index(line) :]
+    assert "f444w" in table.split("mosaic_coverage")[0]

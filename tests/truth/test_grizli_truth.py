@@ -23,7 +23,7 @@ from panoramic.reduction.base import (
 )
 from panoramic.reduction.grizli import GrizliReduction
 from panoramic.simulate.archive import SimulatedArchive, simulate_archive
-from panoramic.simulate.program import FieldPointing, FilterPair, Simulation
+from panoramic.simulate.program import FieldPointing, FilterPair, Simulation, SkyModel
 from panoramic.simulate.truth import Truth
 
 Array = NDArray[np.float64]
@@ -36,6 +36,7 @@ SIMULATION = Simulation(
     filters=(FilterPair(short="F115W", long="F444W"),),
     detectors=tuple(BANDS),
     dithers=2,
+    sky=SkyModel(star_density=6.0),  # stars to measure fluxes by
 )
 # what no folder archive has: its authors' database
 OFFLINE = ("region_mask", "persistence_history")
@@ -211,7 +212,7 @@ def test_star_fluxes(reduced: Reduced, truth: Truth) -> None:
         mag = np.asarray(truth.sources[f"mag_{reduced.band}"], float)
         x, y = truth.true_pixel(exposure.dataset, truth.sources["ra"], truth.sources["dec"])
         inside = (x > 50) & (x < 1998) & (y > 50) & (y < 1998)
-        stars = np.flatnonzero((truth.sources["kind"] == "star") & inside & (mag > 18) & (mag < 23.5))
+        stars = np.flatnonzero((truth.sources["kind"] == "star") & inside & (mag > 18) & (mag < 24))
         good = np.isfinite(sci) & (weight > 0)
         data = np.where(good, sci, 0).astype(np.float32)
         for i in stars:
@@ -224,8 +225,8 @@ def test_star_fluxes(reduced: Reduced, truth: Truth) -> None:
                 data, [x[i]], [y[i]], 0.45 / scale, bkgann=(0.8 / scale, 1.2 / scale), mask=~good
             )
             ratios.append(float(flux[0]) * 1e12 * area / 10 ** (-0.4 * (mag[i] - 23.9)) / share)
-    print(reduced.band, sorted(np.round(ratios,3)))
-    assert len(ratios) >= 4
+    print(reduced.band, sorted(np.round(ratios, 3)))
+    assert len(ratios) >= 6
     assert np.median(ratios) == pytest.approx(1.0, abs=0.02), sorted(ratios)
 
 
@@ -258,7 +259,7 @@ def test_headers_and_catalogue(reduced: Reduced, archive: SimulatedArchive, trut
     assert catalog.colnames == list(CATALOG_COLUMNS) and len(catalog) == result.n_sources
     x, y = WCS(image.header).all_world2pix(catalog["ra"], catalog["dec"], 0)
     assert np.abs(x - catalog["x"]).max() < 1e-3 and np.abs(y - catalog["y"]).max() < 1e-3
-    # bright clean sources lie where truth has one, once the solution's own offset and rotation are taken off
+    # bright clean stars lie where truth has them, once the solution's own offset and rotation are taken off
     dataset = result.exposures[0].dataset
     good = (catalog["flags"] == 0) & (catalog["mag"] < 23.5) & (catalog["flux"] > 50 * catalog["flux_error"])
     wcs = WCS(fits.getheader(reduced.path(result.exposures[0]), "SCI"))
@@ -267,4 +268,6 @@ def test_headers_and_catalogue(reduced: Reduced, archive: SimulatedArchive, trut
     ra, dec = truth.true_sky(dataset, x[inside], y[inside])
     d_ra = (ra[:, None] - np.asarray(truth.sources["ra"])[None] + 180) % 360 - 180
     distance = np.hypot(d_ra * np.cos(np.radians(dec))[:, None], dec[:, None] - np.asarray(truth.sources["dec"])[None])
-    assert np.median(distance.min(axis=1)) * 3.6e6 < 12
+    star = np.asarray(truth.sources["kind"])[distance.argmin(axis=1)] == "star"
+    assert star.sum() >= 8
+    assert np.median(distance.min(axis=1)[star]) * 3.6e6 < 10
