@@ -4,8 +4,9 @@ import warnings
 
 import dagster as dg
 
-# checks by partition are a preview in this Dagster; the pinned version is the one that was tried
+# checks by partition and data versions of outputs are a preview in this Dagster; the pinned version was tried with them
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 FIELDS = "fields"
 fields_partitions = dg.DynamicPartitionsDefinition(name=FIELDS)

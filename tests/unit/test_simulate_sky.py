@@ -83,7 +83,7 @@ def test_scatter_grows_with_magnitude_and_is_recorded():
     table, _ = catalogue(changed(sky={"galaxy_density": 20.0}))
     assert 0.01 < np.mean(table["source_id"] < 0) < 0.1
     true = table[table["source_id"] >= 0]
-    bright, faint = true["ra_error"][true["mag"] < 19], true["ra_error"][true["mag"] > 23]
+    bright, faint = true["ra_error"][true["mag"] < 19], true["ra_error"][true["mag"] > 22.6]
     assert np.median(bright) < 30 < 70 < np.median(faint)
     a = unit_vectors(np.radians(true["ra"]), np.radians(true["dec"]))
     b = unit_vectors(np.radians(true["true_ra"]), np.radians(true["true_dec"]))
