@@ -62,12 +62,10 @@ def choose_survey(home: Home, survey_file: Path | None, archive: Path | None) ->
     """The survey that a command works on."""
     if survey_file is not None:
         survey = Survey.load(survey_file)
-    elif archive is not None:
-        survey = survey_of_folder(archive)
-        if home.survey_file.exists() and home.survey.name == survey.name:
-            survey = home.survey
     elif home.survey_file.exists():
         survey = home.survey
+    elif archive is not None:
+        survey = survey_of_folder(archive)
     else:
         survey = Survey.load(SIMULATED_SURVEY)
     if archive is not None:

@@ -23,7 +23,9 @@ SURVEY = {
         "simulation": {
             "seed": 77,
             "program": 9002,
-            "fields": [{"ra": 0.004, "dec": -52.417, "v3pa": 247.5, "start": "2025-07-19T17:03:00", "observation": 7}],
+            "fields": [
+                {"ra": 150.1325, "dec": 2.3421, "v3pa": 247.5, "start": "2025-07-19T17:03:00", "observation": 7}
+            ],
             "filters": [{"short": "F115W", "long": "F444W"}],
             "modules": ["B"],
             "detectors": ["nrcb1", "nrcblong"],

@@ -66,19 +66,23 @@ class ReferenceFileError(Exception):
 def select_references(parameters: dict[str, str]) -> dict[str, str]:
     """Ask CRDS for each type that grizli will ask for, so that a missing one is named before hours are spent."""
     import crds
+    from crds.core import config
     from crds.core.exceptions import CrdsError
 
     found = {}
     for kind in REQUIRED_REFERENCES + OPTIONAL_REFERENCES:
         try:
-            path = crds.getreferences(parameters, reftypes=[kind], observatory="jwst")[kind]
+            name = crds.getrecommendations(parameters, reftypes=[kind], observatory="jwst")[kind]
         except (CrdsError, OSError, SystemExit) as error:
             raise ReferenceFileError(f"{kind}: {type(error).__name__}: {error}") from error
-        if not Path(path).is_file():
+        if name.upper() == "N/A" or name.upper().startswith("NOT FOUND"):
             if kind in REQUIRED_REFERENCES:
-                raise ReferenceFileError(f"{kind}: the context has none for this detector, filter and pupil ({path})")
+                raise ReferenceFileError(f"{kind}: there is none for this detector, filter and pupil ({name})")
             continue
-        found[kind] = Path(path).name
+        path = Path(config.locate_file(name, observatory="jwst"))
+        if not path.is_file():
+            raise ReferenceFileError(f"{kind}: {name} is not in the cache ({path})")
+        found[kind] = name
     return found
 
 

@@ -73,10 +73,11 @@ def _legacy(rng: np.random.Generator, simulation: Simulation, sources: Table, ob
     # Ground-based imaging is complete down to half a magnitude above its limit.
     seen = rng.uniform(size=len(mag)) < np.interp(mag, [limit - 0.6, limit], [0.97, 0.0])
     table, mag = sources[seen], mag[seen]
-    sigma = best * (worst / best) ** np.clip((mag - 17.0) / (limit - 17.0), 0.0, 1.0)
+    # A floor, and what the noise of the sky adds: it grows as the flux falls.
+    sigma = np.clip(np.hypot(best, worst * 10 ** (0.4 * (mag - limit))), best, worst)
     extended = np.asarray(table["re_arcsec"], float) > 0.7
     # The centre of an extended object is not where its peak is.
-    scatter = np.where(extended, np.hypot(sigma, 60.0), sigma)
+    scatter = np.where(extended, np.hypot(sigma, 40.0), sigma)
     return _entries(rng, table, mag, scatter, sigma, LS_EPOCH, observed, motion_known=False)
 
 

@@ -102,7 +102,7 @@ class CatalogModel(_Section):
     gaia_limit_mag : AB magnitude at 0.7 micron where the GAIA-like catalogue ends.
     """
 
-    ls_dr9_limit_mag: float = 23.1
+    ls_dr9_limit_mag: float = 23.0
     ls_dr9_scatter_mas: tuple[Positive, Positive] = (10.0, 100.0)
     ls_dr9_false_fraction: NotNegative = 0.04
     gaia_limit_mag: float = 20.8

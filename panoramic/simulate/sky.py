@@ -92,7 +92,7 @@ def make_sources(simulation: Simulation, index: int, bands: list[str]) -> Table:
     size = np.clip(10 ** (-0.22 - 0.095 * (mag - 20) + rng.normal(0, 0.18, n)), 0.02, 3.0)
     early = rng.uniform(size=n) < np.interp(mag, [19, 24], [0.4, 0.12])
     sersic = np.where(early, np.clip(rng.normal(3.6, 0.7, n), 2.0, 6.0), np.clip(rng.normal(1.05, 0.25, n), 0.5, 1.9))
-    motion = rng.normal(0, 1, (2, n)) * rng.gamma(1.5, 4.0, n)
+    motion = rng.normal(0, 1, (2, n)) * rng.gamma(1.5, 2.0, n)
     out = Table()
     out["id"] = np.arange(n) + 1_000_000 * (index + 1)
     out["field"] = np.full(n, index)

@@ -32,12 +32,12 @@ def test_who_is_gone(dead_process: dict[str, str]) -> None:
     assert is_gone({}) is None
 
 
-def started(platform, tags: dict[str, str]) -> str:  # noqa: ANN001
+def started(platform, tags: dict[str, str]) -> str:
     job = platform.definitions.resolve_job_def("field_job")
     run = platform.instance.create_run_for_job(job, tags=tags)
     platform.instance.report_engine_event("started", run)
     platform.instance.handle_new_event(
-        dg._core.events.log.EventLogEntry(  # noqa: SLF001
+        dg._core.events.log.EventLogEntry(
             error_info=None, level=10, user_message="", run_id=run.run_id, timestamp=0.0, job_name="field_job",
             dagster_event=dg.DagsterEvent("PIPELINE_START", "field_job"),
         )

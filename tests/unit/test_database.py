@@ -15,7 +15,16 @@ from resources import tables as t
 from resources.database import Database
 
 AT = datetime(2026, 1, 1)
-FIELD = {"name": "j1", "ordinal": 1, "ra": 1.0, "dec": 2.0, "data_version": "", "archive_count": 0, "looked_at": AT, "touching": {}}
+FIELD = {
+    "name": "j1",
+    "ordinal": 1,
+    "ra": 1.0,
+    "dec": 2.0,
+    "data_version": "",
+    "archive_count": 0,
+    "looked_at": AT,
+    "touching": {},
+}
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_catalogues_are_like_the_real_ones(field):
     simulation = default_simulation()
     legacy, plans = catalogue(simulation, field=field)
     long = next(p for p in plans if p.detector == "nrcblong")
-    assert 35 <= on_detector(long, legacy).sum() <= 70
+    assert 40 <= on_detector(long, legacy).sum() <= 80
     gaia, _ = catalogue(simulation, "GAIA", field)
     assert 3 <= len(gaia) <= 14
     assert not np.ma.is_masked(gaia["pm_ra"])
@@ -83,7 +83,7 @@ def test_scatter_grows_with_magnitude_and_is_recorded():
     table, _ = catalogue(changed(sky={"galaxy_density": 20.0}))
     assert 0.01 < np.mean(table["source_id"] < 0) < 0.1
     true = table[table["source_id"] >= 0]
-    bright, faint = true["ra_error"][true["mag"] < 19], true["ra_error"][true["mag"] > 22.6]
+    bright, faint = true["ra_error"][true["mag"] < 20], true["ra_error"][true["mag"] > 22.6]
     assert np.median(bright) < 30 < 70 < np.median(faint)
     a = unit_vectors(np.radians(true["ra"]), np.radians(true["dec"]))
     b = unit_vectors(np.radians(true["true_ra"]), np.radians(true["true_dec"]))
@@ -106,7 +106,7 @@ def test_gaia_positions_are_right_once_moved():
         np.hypot((r - true_ra) * np.cos(np.radians(true_dec)), d - true_dec) * 3.6e6
         for r, d in ((np.asarray(table["ra"]), np.asarray(table["dec"])), (ra, dec))
     )
-    assert np.median(raw) > 20
+    assert np.median(raw) > 10
     assert np.median(moved) < 8
 
 
