@@ -82,14 +82,16 @@ def assign_fields(exposures: Sequence[Exposure], known: Mapping[str, SkyField], 
         result.fields[exposure.dataset] = ranked[0]
         if len(ranked) > 1:
             result.touching[exposure.dataset] = tuple(ranked)
-    taken = set(known) | set(rules.merges)
+    result.new += sorted(set(result.fields.values()) - set(known))  # the target of a merge that did not exist yet
+    taken = set(known)
     for members in _clusters([vertices[i] for i in loose], rules.buffer_arcmin):
         chosen = [loose[i] for i in members]
         centre = mean_position(np.array([[new[i].ra, new[i].dec] for i in chosen]))
         name = _free_name(field_name(*centre), taken)
         name = merged.get(name, name)
+        if name not in taken and name not in result.new:
+            result.new.append(name)
         taken.add(name)
-        result.new.append(name)
         result.fields.update({new[i].dataset: name for i in chosen})
     return result
 

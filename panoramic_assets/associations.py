@@ -35,6 +35,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         known = house.database.known_associations(connection, field)
         grouped = associate(field, usable, known, house.survey.associations)
         house.database.put_associations(connection, grouped, held)
+        house.database.retire(connection, field, grouped)
     rows = house.database.association_rows(field)
     version = digest_of(
         [(a.name, e.dataset, e.file_id, e.checksum) for a in grouped for e in a.exposures if e.dataset not in held]
@@ -49,7 +50,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
                         "association": r["assoc_name"],
                         "filter": r["filter"],
                         "detector": r["detector"],
-                        "exposures": r["dataURL"].count(",") + 1,
+                        "exposures": len(r["dataURL"].split(",")) if r["dataURL"] else 0,
                         "seconds": r["exptime"],
                         "status": r["status"],
                         "cause": r["cause"],
@@ -67,11 +68,11 @@ def associations_unique(context: dg.AssetCheckExecutionContext, home: HomeResour
     """Each usable exposure is in exactly one association; no refused one is in any."""
     house, field = home.open(), field_of(context)
     expected = {e.dataset for e in house.database.exposures(field) if not e.refused and is_public(e)}
-    counts = Counter(r["dataset"] for r in house.database.exposure_rows(field))
+    counts = Counter(r["dataset"] for r in house.database.exposure_rows(field) if r["ready"])
     listed = Counter(
         url.removeprefix("mast:JWST/product/").removesuffix("_rate.fits")
         for r in house.database.association_rows(field)
-        for url in r["dataURL"].split(",")
+        for url in filter(None, r["dataURL"].split(","))
     )
     wrong = {d: f"in {listed[d]} associations" for d in expected | set(listed) if listed[d] != 1 or d not in expected}
     wrong |= dict.fromkeys(set(counts) - set(listed), "in exposure_files but not in assoc_table")

@@ -11,8 +11,8 @@ import dagster as dg
 import numpy as np
 from astropy.table import Table
 
-from panoramic.associations import Association
-from panoramic.errors import CalibrationError, ExposureFileError, ReductionError, ServiceError
+from panoramic.associations import Association, index_of
+from panoramic.errors import CalibrationError, InputError, ReductionError, ServiceError
 from panoramic.footprints import covered_fraction, inside, parse_s_region, union_area_arcmin2
 from panoramic.observations import is_long_wave, passband
 from panoramic.provenance import digest_of
@@ -53,9 +53,12 @@ def reference_associations(ready: Sequence[Association], rules: ReferenceRules) 
 
 
 def first_wave(members: Sequence[Association]) -> list[Association]:
-    """Associations of which no two overlap, deepest first; every other one overlaps at least one of them."""
+    """Associations of which no two overlap, the oldest first, so that a new one changes none of those that stand.
+
+    Every other one overlaps at least one of them.
+    """
     chosen: list[Association] = []
-    for association in sorted(members, key=lambda a: (-sum(e.exptime for e in a.exposures), a.name)):
+    for association in sorted(members, key=lambda a: index_of(a.name)):
         if all(covered_fraction(association.footprint, [other.footprint]) == 0 for other in chosen):
             chosen.append(association)
     return chosen
@@ -108,7 +111,7 @@ def reduce_step(
     association = home.database.association(name)
     try:
         return reduce_association(home, association, own, minimum_cover, context.log.info)
-    except (ReductionError, ServiceError, ExposureFileError, CalibrationError) as error:
+    except (ReductionError, ServiceError, InputError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
         context.log.warning(f"{name} is held back: {error}")
@@ -259,7 +262,8 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
     """What was published has enough sources on each detector's area."""
     house, field = home.open(), field_of(context)
     limits, reference = house.survey.limits, published_reference(house, field)
-    sources = {r["src"] for r in house.database.reference(field)}
+    verdicts = verdicts_of(house, [a.name for a in members_of(house, field)])
+    sources = {r["src"] for r in house.database.reference(field)} | {n for n, v in verdicts.items() if v.accepted}
     rows = []
     for row in house.database.association_rows(field):
         if row["assoc_name"] not in sources:

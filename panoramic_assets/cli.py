@@ -68,9 +68,19 @@ def choose_survey(home: Home, survey_file: Path | None, archive: Path | None) ->
         survey = survey_of_folder(archive)
     else:
         survey = Survey.load(SIMULATED_SURVEY)
+    check_parameters(survey)
     if archive is not None:
         survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=archive.resolve())})
     return survey
+
+
+def check_parameters(survey: Survey) -> None:
+    """Refuse engine parameters that the engine does not know, before anything runs."""
+    from panoramic.reduction.grizli_parameters import validate_parameters
+
+    validate_parameters(survey.reduction.parameters)
+    for override in survey.reduction.overrides:
+        validate_parameters(survey.reduction.parameters | override.parameters)
 
 
 def ensure_archive(home: Home, survey: Survey) -> None:
@@ -126,7 +136,7 @@ def run(
         ensure_archive(home, chosen)
         fields = running.take_in(home, field or [], say)
         started = time.monotonic()
-        outcomes = [running.run_field(home, name, say) for name in fields]
+        outcomes = [running.run_or_name(home, name, say) for name in fields]
         _print_outcomes(home, outcomes, time.monotonic() - started)
     if not all(outcome.reached_last_stage for outcome in outcomes):
         raise typer.Exit(1)

@@ -51,10 +51,11 @@ def answer(
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
-    """Rows (same keys) as a table of the UI."""
+    """Rows as a table of the UI; a row that lacks a column has an empty cell."""
     if not rows:
         return dg.MetadataValue.text("none")
-    return dg.MetadataValue.table([dg.TableRecord({k: _plain(v) for k, v in row.items()}) for row in rows])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return dg.MetadataValue.table([dg.TableRecord({c: _plain(row.get(c)) for c in columns}) for row in rows])
 
 
 def _plain(value: Any) -> str | int | float | bool:

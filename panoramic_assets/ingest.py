@@ -184,9 +184,16 @@ def _write_data_versions(database: Database, connection: sa.Connection, look: Ar
     """Give each field the digest of what a downstream step would see of it; returns the fields that changed."""
     members: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     field_of: dict[str, str] = {}
+    visits: dict[str, set[str]] = defaultdict(set)
     for dataset, (revision, name, e) in database.latest(connection).items():
         members[name].append((dataset, revision, e.refused, e.fault, e.release <= mjd(at)))
         field_of[dataset] = name
+        visits[e.visit_id].add(name)
+    # what is known by name only holds its group back, so it is part of what downstream sees
+    for row in connection.execute(sa.select(t.archive_faults).order_by(t.archive_faults.c.name)).mappings():
+        dataset = row["dataset"]
+        for name in visits.get(dataset[2:13], ()) if dataset not in field_of else ():
+            members[name].append(("unplaced", dataset))
     counts = _archive_counts(look.rows, field_of)
     touched = []
     for row in connection.execute(sa.select(t.fields)).mappings().all():

@@ -10,6 +10,7 @@ from astropy.table import Table
 
 from panoramic import __version__
 from panoramic.associations import Association
+from panoramic.errors import ExposureFileError, MosaicError
 from panoramic.footprints import hull
 from panoramic.mosaic.astrometry import AssociationArea, AstrometryMeasurement
 from panoramic.mosaic.astrometry import mosaic_astrometry as measure_astrometry
@@ -18,7 +19,7 @@ from panoramic.mosaic.grid import Channel, FieldGrid
 from panoramic.provenance import digest_of, record
 from panoramic.reduction.base import ReferenceSources
 from panoramic_assets.astrometry import members_of, published_reference
-from panoramic_assets.common import RETRY, answer, as_table, field_of, mapping_key, picture
+from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_of, mapping_key, picture
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish, staging
@@ -77,7 +78,19 @@ def plan_mosaics(context: dg.OpExecutionContext, home: HomeResource) -> Any:
 @dg.op(retry_policy=RETRY)
 def build_filter(context: dg.OpExecutionContext, home: HomeResource, filter_key: str) -> dict[str, Any]:
     """Build one filter's mosaic and its catalogue, or find that the stored one still stands."""
-    return make_mosaic(home.open(), field_of(context), filter_key, context.log.info)
+    try:
+        return make_mosaic(home.open(), field_of(context), filter_key, context.log.info)
+    except (MosaicError, ExposureFileError) as error:
+        if context.retry_number < MAX_RETRIES:
+            raise
+        context.log.warning(f"no mosaic in {filter_key}: {error}")
+        return {
+            "filter": filter_key,
+            "stem": "",
+            "notes": f"no mosaic: {error}",
+            "CPU seconds": 0.0,
+            "peak memory [MiB]": 0.0,
+        }
 
 
 def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, Any]:
@@ -92,7 +105,7 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
     fingerprint = digest_of(
         {
             "stage": f"mosaic {STAGE_VERSION}",
-            "rules": rules.model_dump(),
+            "rules": rules.model_dump(exclude={"minimum_accepted"}),
             "grid": [grid.ra, grid.dec, list(tiles)],
             "inputs": sorted((one.dataset, one.sha256) for one in inputs),
         }
@@ -110,7 +123,7 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
         fingerprint=fingerprint,
         inputs=checksums,
         crds_context=home.calibration.context,
-        reference_catalog="own" if channel == "short" else ", ".join(sorted({_reference_of(home, a) for a in members})),
+        reference_catalog=", ".join(sorted({_reference_of(home, a) for a in members})),
         checks={a.name: "accepted" for a in members},
     )
     headers = {

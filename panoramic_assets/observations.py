@@ -19,11 +19,16 @@ from resources import tables as t
 from resources.home import Home, HomeResource
 
 # the archive is external: eager's own "newly updated" would fire for the same data version again
+# a field that was reported before automation first looked has no change to see: it is caught up once
 ON_NEW_DATA = (
-    dg.AutomationCondition.eager()
-    .replace("newly_updated", dg.AutomationCondition.data_version_changed())
-    .with_label("when the archive's data of the field changed")
-)
+    dg.AutomationCondition.eager().replace("newly_updated", dg.AutomationCondition.data_version_changed())
+    | (
+        dg.AutomationCondition.initial_evaluation()
+        & dg.AutomationCondition.missing()
+        & ~dg.AutomationCondition.any_deps_missing()
+        & ~dg.AutomationCondition.in_progress()
+    )
+).with_label("when the archive's data of the field changed, or the field was never looked at")
 WHEN_UPSTREAM_PASSED = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
 
 mast_archive = dg.AssetSpec(
@@ -66,7 +71,8 @@ def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
     held = [not g.ready for e in used for g in [verdicts.groups[e.group]]]
     plot = house.storage.path(f"{field}/{field}_footprints.png")
     plot.parent.mkdir(parents=True, exist_ok=True)
-    plot_footprints(plot, field, [(e.element.upper(), e.vertices, e.exptime) for e in used], held)
+    if used:
+        plot_footprints(plot, field, [(e.element.upper(), e.vertices, e.exptime) for e in used], held)
     regions = house.storage.path(f"{field}/{field}_exposures.reg")
     colour = {e.dataset: FILTER_COLOURS.get(e.element.upper(), "green") for e in used}
     write_regions(regions, [(e.dataset, e.vertices, colour[e.dataset]) for e in used])
@@ -76,7 +82,7 @@ def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
             "refused": len(exposures) - len(used),
             "held back": sum(held),
             "exposure time [ks]": round(sum(e.exptime for e in used) / 1e3, 3),
-            "footprints": picture(plot, "footprints"),
+            "footprints": picture(plot, "footprints") if used else "every exposure is refused",
             "region file": dg.MetadataValue.path(regions),
             "by filter and detector": as_table(_summary(used)),
             "warnings": as_table([{"dataset": e.dataset, "warning": w} for e in used for w in e.warnings]),

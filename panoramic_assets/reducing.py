@@ -25,6 +25,7 @@ from panoramic.errors import (
     InputError,
     NoUsableExposureError,
     ReferenceCatalogUnavailableError,
+    ServiceError,
 )
 from panoramic.footprints import covered_fraction, inside
 from panoramic.observations import Exposure
@@ -32,7 +33,7 @@ from panoramic.plots import plot_alignment, plot_image
 from panoramic.provenance import digest_of, record, sha256_of
 from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
 from panoramic.reference import sources_digest
-from resources.database import NO_DATA, RUNNING, canonical
+from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING, canonical
 from resources.home import Home
 
 STAGE_VERSION = "1"
@@ -152,7 +153,14 @@ def reduce_association(
     survey, name = home.survey, association.name
     candidates = reference_candidates(home, association, own, minimum_cover)
     engine = home.engine(association)
-    inputs = {e.dataset: fetch(home, e) for e in association.exposures}
+    stored = home.database.reduction(name)
+    try:
+        inputs = {e.dataset: fetch(home, e) for e in association.exposures}
+    except (ServiceError, ExposureFileError) as error:
+        if stored is None or not made_of_these(home, association) or not products_stand(home, name, verify):
+            raise
+        log(f"{name}: {error}; the result of these very data stands")
+        return _reuse(home, association, stored, bool(candidates.usable), log)
     references = calibration_references(home, list(inputs.values()))
     _, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
     fingerprint = digest_of(
@@ -161,10 +169,10 @@ def reduce_association(
             "engine": [engine.name, engine.version, parameters, list(survey.services_off)],
             "exposures": {e.dataset: [e.checksum, e.file_id] for e in association.exposures},
             "calibration": sorted(references.items()),
+            "templates": templates(home, association.detector),
             "references": [sources_digest(s) for s in candidates.usable],
         }
     )
-    stored = home.database.reduction(name)
     if stored and stored[0] == fingerprint and products_stand(home, name, verify):
         return _reuse(home, association, stored, bool(candidates.usable), log)
     home.database.set_status(name, RUNNING)
@@ -241,16 +249,32 @@ def calibration_references(home: Home, paths: Sequence[Path]) -> dict[str, str]:
     }
 
 
+def made_of_these(home: Home, association: Association) -> bool:
+    """Whether the stored result was made from the very data that the association has now."""
+    made_of = [p["provenance"]["inputs"] for p in home.database.products(association.name)]
+    return bool(made_of) and made_of[0] == {e.dataset: e.checksum for e in association.exposures}
+
+
+def templates(home: Home, detector: str) -> list[tuple[str, int]]:
+    """Name and size of the engine's own templates for a detector: supplying one makes results stale."""
+    folder = home.archive.grizli_folder
+    if folder is None:
+        return []
+    return sorted((p.name, p.stat().st_size) for p in folder.rglob("*.fits*") if detector.lower() in p.name.lower())
+
+
 def without_data(home: Home, association: Association, error: Exception) -> Outcome:
     """Hold an association back because its data could not be had or its engine was killed (status 10)."""
     cause = f"{type(error).__name__}: {error}"
+    # a result of earlier data must not stand in for what could not be had now: it is judged again when it can
+    home.database.put_verdict(Verdict(association.name, "held_back", (), f"no data: {cause}"))
     home.database.set_status(association.name, NO_DATA, cause)
     return Outcome(association.name, association.filter_key, "no_data", cause, n_exposures=len(association.exposures))
 
 
 def is_final(error: Exception) -> bool:
     """Whether trying again can't help."""
-    return isinstance(error, ExposureFileError | NoUsableExposureError | ArchiveAccessError | CalibrationError)
+    return isinstance(error, InputError | NoUsableExposureError | ArchiveAccessError | CalibrationError)
 
 
 def publish(home: Home, folder: Path, key: str, fingerprint: str, provenance: dict[str, Any]) -> list[dict[str, Any]]:
@@ -308,6 +332,8 @@ def _reuse(home: Home, association: Association, stored: tuple[Any, ...], has_re
     verdict = judge(result, association.detector, survey.limits, survey.reference.absolute_alignment, has_reference)
     if verdict != old:
         home.database.put_verdict(verdict)
+    else:
+        home.database.set_status(association.name, DONE if verdict.accepted else ALIGNMENT_FAILED, verdict.cause)
     log(f"{association.name}: nothing changed, result of an earlier run stands ({verdict.status})")
     outcome = _outcome(association, result, verdict)
     outcome.reused, outcome.cpu_seconds, outcome.wall_seconds = True, 0.0, 0.0

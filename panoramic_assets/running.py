@@ -16,7 +16,7 @@ from typing import Any
 from dagster import AssetKey, DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
 from dagster._core.execution.api import execute_run_iterator
 
-from panoramic.errors import FieldBusyError, InputError, UnknownNameError
+from panoramic.errors import FieldBusyError, InputError, PanoramicError, UnknownNameError
 from panoramic.mosaic.build import MosaicResult
 from panoramic_assets import definitions
 from panoramic_assets.ingest import ingest, report
@@ -24,7 +24,7 @@ from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
 from panoramic_assets.visits import standing_filters
 from resources.home import Home
-from resources.processes import identity
+from resources.processes import RUN, identity
 from resources.storage import field_lock
 from sensors.stuck_runs import reap
 
@@ -116,8 +116,10 @@ def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
             job_code_origin=reconstructable_job.get_python_origin(),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             asset_selection=frozenset(job.asset_layer.executable_asset_keys),
-            tags={"dagster/partition": name, **identity()},
+            tags={"dagster/partition": name},
         )
+        # with the run's own id: a re-execution copies the tags of its parent, not its process
+        instance.add_run_tags(run.run_id, {**identity(), RUN: run.run_id})
         say(f"{name}: run {run.run_id[:8]}")
         for event in execute_run_iterator(reconstructable_job, run, instance):
             _follow(event, outcome, say)
@@ -137,6 +139,14 @@ def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
     return outcome
 
 
+def run_or_name(home: Home, name: str, say: Say) -> FieldOutcome:
+    """Run a field, or say why it could not be started; the other fields go on."""
+    try:
+        return run_field(home, name, say)
+    except PanoramicError as error:
+        return FieldOutcome(name, errors=[f"{type(error).__name__}: {error}"])
+
+
 def _is_blocking(job: Any, key: Any) -> bool:
     return bool(job.asset_layer.asset_graph.get(key).blocking)
 
@@ -146,7 +156,7 @@ def _alone(home: Home, instance: DagsterInstance, name: str, say: Say) -> Iterat
     """Hold the field's lock; a run of the daemon on the same field is refused with its name."""
     queued = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
     others = instance.get_runs(RunsFilter(statuses=queued, tags={"dagster/partition": name}))
-    foreign = [run for run in others if "panoramic/pid" not in run.tags]
+    foreign = [run for run in others if run.tags.get(RUN) != run.run_id]
     if foreign:
         raise FieldBusyError(
             f"run {foreign[0].run_id[:8]} of the daemon works on {name}: wait for it, or terminate it in the UI"

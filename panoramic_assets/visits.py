@@ -31,7 +31,7 @@ def standing_filters(home: Home, field: str) -> dict[str, tuple[list[Association
             everything[f"{exposure.filter}-{exposure.pupil}".lower()] += 1
     for association in home.database.associations(field):
         stored = home.database.reduction(association.name)
-        if stored is not None and stored[2].accepted and not _lost(home, association):
+        if stored is not None and stored[2].accepted:
             accepted[association.filter_key].append(association)
     return {
         key: (accepted[key], sum(len(_reduced(home, a)) for a in accepted[key]), total)
@@ -42,14 +42,6 @@ def standing_filters(home: Home, field: str) -> dict[str, tuple[list[Association
 def _reduced(home: Home, association: Association) -> list[str]:
     stored = home.database.reduction(association.name)
     return [e.dataset for e in stored[1].exposures] if stored else []
-
-
-def _lost(home: Home, association: Association) -> bool:
-    """Whether the association's newest data could not be had: an older result must not stand in for them."""
-    from resources.database import NO_DATA
-
-    rows = {r["assoc_name"]: r["status"] for r in home.database.association_rows(association.field)}
-    return rows.get(association.name) == NO_DATA
 
 
 def enough(home: Home, accepted: int, total: int) -> bool:

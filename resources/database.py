@@ -192,13 +192,16 @@ class Database:
         for association in associations:
             first, outline = association.first, association.footprint
             ready = [e for e in association.exposures if e.dataset not in held_back]
-            old = connection.scalar(
-                sa.select(t.assoc_table.c.status).where(t.assoc_table.c.assoc_name == association.name)
-            )
+            known = connection.execute(
+                sa.select(t.assoc_table.c.status, t.assoc_table.c.cause).where(
+                    t.assoc_table.c.assoc_name == association.name
+                )
+            ).first()
+            old, old_cause = (known.status, known.cause) if known else (None, "")
             causes = "; ".join(
                 f"{e.dataset}: {held_back[e.dataset]}" for e in association.exposures if e.dataset in held_back
             )
-            status = DEFINED if not ready else QUEUED if old in (None, DEFINED) else old
+            status = DEFINED if not ready else QUEUED if old in (None, DEFINED, DO_NOT_RUN) else old
             self.upsert(
                 connection,
                 t.assoc_table,
@@ -221,7 +224,7 @@ class Database:
                         else first.ra,
                         "dec": sum(e.dec for e in association.exposures) / len(association.exposures),
                         "modtime": at,
-                        "cause": causes,
+                        "cause": causes if status in (DEFINED, QUEUED) else old_cause,
                     }
                 ],
             )
@@ -247,6 +250,27 @@ class Database:
                     for e in association.exposures
                 ],
             )
+
+    def retire(self, connection: sa.Connection, field: str, kept: Iterable[Association]) -> None:
+        """Take exposures that are in none of a field's associations any more (refused since) out of the work.
+
+        Their rows stay, so that names and indices are never given twice; an association that lost all is status 12.
+        """
+        kept = list(kept)
+        datasets = {e.dataset for a in kept for e in a.exposures}
+        gone = set(self.known_associations(connection, field)) - datasets
+        connection.execute(
+            t.exposure_files.update()
+            .where(t.exposure_files.c.dataset.in_(gone))
+            .values(ready=False, held_back_because="refused by the survey", modtime=now())
+        )
+        connection.execute(
+            t.assoc_table.update()
+            .where(t.assoc_table.c.parent == field, t.assoc_table.c.assoc_name.not_in([a.name for a in kept]))
+            .values(
+                status=DO_NOT_RUN, dataURL="", cause="all of its exposures are refused by the survey", modtime=now()
+            )
+        )
 
     def associations(self, field: str, ready_only: bool = True) -> list[Association]:
         """Associations of a field with their newest exposures, in the order of their indices.

@@ -24,7 +24,7 @@ from dagster import ConfigurableResource, EnvVar
 from panoramic.associations import Association
 from panoramic.errors import InputError
 from panoramic.reduction.base import Reduction
-from panoramic.survey import FolderArchive, SimulatedArchive, Survey
+from panoramic.survey import FolderArchive, ReferenceRules, SimulatedArchive, Survey
 from resources.archive import Archive, make_archive
 from resources.calibration import Calibration
 from resources.database import Database
@@ -99,11 +99,12 @@ class Home:
     @cached_property
     def calibration(self) -> Calibration:
         """CRDS context and cache: the archive's own cache where it brings one."""
-        crds_path = self.archive.crds_cache or self.path / "crds"
+        own = os.environ.get("CRDS_PATH")
+        crds_path = self.archive.crds_cache or (Path(own) if own else self.path / "crds")
         server = "https://jwst-serverless.stsci.edu" if self.archive.crds_cache else "https://jwst-crds.stsci.edu"
         return Calibration(
             crds_path,
-            self.survey.crds_context,
+            self.survey.crds_context or (None if self.archive.crds_cache else os.environ.get("CRDS_CONTEXT")),
             server,
             self.archive.grizli_folder,
             cache=self.path / "cache",
@@ -159,5 +160,14 @@ def home_from_environment() -> HomeResource:
 
 def survey_of_folder(folder: Path) -> Survey:
     """The survey of a folder of exposures that has no survey file: what is there is what is expected."""
-    name = "".join(c if c.isalnum() else "_" for c in folder.resolve().name.lower()).strip("_") or "folder"
-    return Survey(name=name, archive=FolderArchive(kind="folder", path=folder.resolve()), expected="present")
+    letters = folder.resolve().name.lower()
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in letters).strip("_") or "folder"
+    usual = ReferenceRules().catalogs
+    there = FolderReferenceCatalogs(folder.resolve() / "reference_catalogs").present()
+    others = tuple(n for n in there if n.upper() not in usual)
+    return Survey(
+        name=name,
+        archive=FolderArchive(kind="folder", path=folder.resolve()),
+        expected="present",
+        reference=ReferenceRules(catalogs=usual + others),
+    )

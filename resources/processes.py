@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HOST, BOOT, PID, STARTED = "panoramic/host", "panoramic/boot", "panoramic/pid", "panoramic/started"
+RUN = "panoramic/run"
 
 
 def boot_id() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 from dagster import DagsterEventType, DagsterInstance, DagsterRun
 
-from resources.processes import is_gone, start_time
+from resources.processes import RUN, is_gone, start_time
 
 _STARTED_PROCESS = re.compile(r"\(pid: (\d+)\)")
 
@@ -20,7 +20,7 @@ def dead_runs(instance: DagsterInstance) -> dict[str, str]:
     )
     found = {}
     for run in instance.get_runs(filters=unfinished):
-        gone = is_gone(run.tags)
+        gone = is_gone(run.tags) if run.tags.get(RUN) == run.run_id else None
         if gone is None:
             gone = _daemon_run_is_gone(instance, run)
         if gone:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from endtoend import SURVEY, Finished, panoramic, run_and_kill
+from shapes import square
 
-from panoramic.footprints import from_tangent_plane, to_s_region
+from panoramic.footprints import to_s_region
 from panoramic.observations import Exposure, mean_position
 from panoramic.simulate.truth import Truth
 from resources.home import Home
@@ -25,12 +25,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real tables are not here ({SHARED})")
     return SHARED
-
-
-def square(ra: float, dec: float, size_arcmin: float = 2.2) -> np.ndarray:
-    """Vertices (deg) of a square footprint about a position."""
-    half = size_arcmin / 2
-    return from_tangent_plane(np.array([[-half, -half], [half, -half], [half, half], [-half, half]]), (ra, dec))
 
 
 @pytest.fixture

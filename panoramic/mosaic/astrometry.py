@@ -107,7 +107,7 @@ def mosaic_astrometry(
     plane = _Plane([polygon_vertices(one.footprint) for one in associations])
     for k, one in enumerate(associations):
         samples = list(_samples(k, associations, positions, plane))
-        if one.channel == "long" and external is not None:
+        if (one.channel == "long" or one.is_reference) and external is not None:
             outcome = _first_measured(samples, external, limits.mosaic_association_n, search_radius_arcsec)
             found.append(
                 _judge(

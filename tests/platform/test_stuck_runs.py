@@ -8,7 +8,7 @@ import sys
 import dagster as dg
 import pytest
 
-from resources.processes import BOOT, HOST, STARTED, identity, is_gone
+from resources.processes import BOOT, HOST, RUN, STARTED, identity, is_gone
 from sensors.stuck_runs import dead_runs, reap
 
 
@@ -35,6 +35,7 @@ def test_who_is_gone(dead_process: dict[str, str]) -> None:
 def started(platform, tags: dict[str, str]) -> str:
     job = platform.definitions.resolve_job_def("field_job")
     run = platform.instance.create_run_for_job(job, tags=tags)
+    platform.instance.add_run_tags(run.run_id, {RUN: run.run_id})
     platform.instance.report_engine_event("started", run)
     platform.instance.handle_new_event(
         dg._core.events.log.EventLogEntry(

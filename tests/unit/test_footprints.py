@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import square
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import square
 
 from panoramic.errors import InputError
 from panoramic.footprints import (
