@@ -282,3 +282,67 @@ def test_no_catalogue_holds_back_or_is_noted(platform, missing, tmp_path) -> Non
         Survey.model_validate(platform.home.survey.model_dump() | {"reference": {"catalogs": ["GAIA"]}})
     )
     assert not platform.run(name).success
+
+
+def test_missing_data_are_named_and_the_filter_comes_back(two_fields) -> None:
+    """A newer revision that can't be had takes the filter's mosaic away, says so, and gives it back."""
+    platform, first, _ = two_fields
+    platform.run(first)
+    row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
+    row |= {"ArchiveFileID": 2, "checksum": "1" * 32}
+    platform.sky.damaged = {row["filename"]}
+    platform.ingest()
+    result = platform.run(first)
+    assert result.success
+    assert not platform.checks(result)["preprocessed_visits.nothing_held_back"].passed
+    assert len(platform.home.database.mosaics(first)) == 1
+    platform.sky.damaged = set()
+    assert platform.run(first).success
+    assert len(platform.home.database.mosaics(first)) == 2
+    assert {r["status"] for r in platform.home.database.association_rows(first)} == {2}
+
+
+def test_a_finished_result_stands_while_its_file_is_away(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    platform.sky.damaged = {r["filename"] for r in platform.sky.rows}
+    assert platform.run(first).success
+    assert len(platform.sky.reduced) == count
+    assert len(platform.home.database.mosaics(first)) == 2
+
+
+def test_an_exposure_refused_later_leaves_the_work(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    survey = platform.home.survey.model_dump()
+    survey["exposures"]["refuse_filters"] = ["F115W"]
+    survey["expected"] = "present"
+    platform.home.prepare(Survey.model_validate(survey))
+    platform.ingest()
+    result = platform.run(first)
+    assert result.success
+    assert [m["filter_key"] for m in platform.home.database.mosaics(first)] == ["f444w-clear"]
+    rows = {r["assoc_name"]: r["status"] for r in platform.home.database.association_rows(first)}
+    assert sorted(rows.values()) == [2, 12]
+
+
+def test_the_cause_of_a_held_back_association_stays(two_fields) -> None:
+    platform, first, _ = two_fields
+    (name,) = [r["assoc_name"] for r in association_rows(platform, first) if "f115w" in r["assoc_name"]]
+    platform.sky.bad_relative = {name}
+    for _ in range(2):
+        platform.run(first)
+        row = {r["assoc_name"]: r for r in platform.home.database.association_rows(first)}[name]
+        assert (row["status"], "RMS" in row["cause"]) == (9, True)
+
+
+def test_a_field_of_refused_exposures_alone_does_not_crash(two_fields) -> None:
+    platform, first, _ = two_fields
+    survey = platform.home.survey.model_dump()
+    survey["exposures"]["refuse_filters"] = ["F115W", "F444W"]
+    platform.home.prepare(Survey.model_validate(survey))
+    platform.ingest()
+    result = platform.run(first)
+    assert platform.checks(result)["observations.archive_count"].passed
+    assert not platform.checks(result)["astrometric_reference.absolute_alignment"].passed

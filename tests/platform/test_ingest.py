@@ -246,3 +246,18 @@ def test_a_new_revision_runs_each_stage_once_more(platform) -> None:
     tick(platform)
     order, _ = drive(platform, cursor)
     assert [stage for stage, _ in order] == STAGES
+
+
+def test_fields_reported_before_automation_looked_are_caught_up(two_fields) -> None:
+    platform, first, second = two_fields
+    requested, _ = asked(platform)
+    assert {("observations", first), ("observations", second)} <= requested
+
+
+def test_a_damaged_file_that_goes_away_is_new_data(two_fields) -> None:
+    platform, first, second = two_fields
+    fault = {"filename": "jw09001001001_02201_00003_nrcb1_rate.fits", "_fault": "truncated"}
+    platform.sky.rows.append(fault)
+    assert platform.ingest().touched_fields == [first]
+    platform.sky.rows.remove(fault)
+    assert platform.ingest().touched_fields == [first]

@@ -179,3 +179,15 @@ def test_a_pupil_filter_gives_its_own_name(make_exposure) -> None:
 def test_a_name_without_index_is_refused() -> None:
     with pytest.raises(InputError):
         index_of("j1_v001-2514-f444w")
+
+
+def test_merges_on_a_fresh_home_take_the_kept_name_once(make_exposure) -> None:
+    east, west = scatter(make_exposure, (150.0, 2.0), [(-30, 0), (30, 0)])
+    natural = assign_fields([east, west], {}, RULES).fields
+    kept, gone = natural[east.dataset], natural[west.dataset]
+    result = assign_fields([east, west], {}, FieldRules(merges={kept: (gone,)}))
+    assert set(result.fields.values()) == {kept}
+    assert result.new == [kept]
+    known = as_known([east], {east.dataset: kept})
+    later = assign_fields([west], known, FieldRules(merges={kept: (gone,)}))
+    assert (later.fields, later.new) == ({west.dataset: kept}, [])
