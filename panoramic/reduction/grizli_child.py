@@ -7,9 +7,13 @@ calling it. Keep out judgement of what it did, which is the parent's. Called as
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +27,18 @@ SERVICES = ("region_mask", "persistence_history", "pure_parallel_pointing")
 """What grizli asks over the network during an association, and a survey file can switch off."""
 
 
+def _short_socket_folder() -> None:
+    """Give multiprocessing a short folder: a socket's path may have 107 bytes, a work folder alone can be longer."""
+    folder = tempfile.mkdtemp(prefix="pymp-", dir=Path("/") / "tmp")
+    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
 def main(job_file: str) -> int:
     """Do the job; every way to end, a `SystemExit` of foreign code included, is written down."""
     job = json.loads(Path(job_file).read_text())
     die_with_parent(job["parent_pid"])
+    _short_socket_folder()
     outcome: dict[str, Any] = {"stage": "calibration"}
     try:
         run(job, outcome)
