@@ -6,6 +6,7 @@ so they are handled in a tangent plane about their own middle, which has no seam
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -80,14 +81,45 @@ def separation_arcmin(ra1: float, dec1: float, ra2: np.ndarray | float, dec2: np
     return 2 * np.arcsin(np.clip(chord / 2, 0, 1)) / ARCMIN
 
 
+def project(ra: np.ndarray, dec: np.ndarray, ra0: float, dec0: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gnomonic projection, exact at the poles and across RA 0.
+
+    Parameters
+    ----------
+    ra, dec : deg, any shape.
+    ra0, dec0 : tangent point, deg.
+
+    Returns
+    -------
+    xi, eta : radians to the east and to the north; NaN on the far side of the sphere.
+    """
+    ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
+    a, d = ra - math.radians(ra0), math.radians(dec0)
+    depth = math.sin(d) * np.sin(dec) + math.cos(d) * np.cos(dec) * np.cos(a)
+    depth = np.where(depth > 1e-9, depth, np.nan)
+    xi = np.cos(dec) * np.sin(a) / depth
+    eta = (math.cos(d) * np.sin(dec) - math.sin(d) * np.cos(dec) * np.cos(a)) / depth
+    return xi, eta
+
+
+def deproject(xi: np.ndarray, eta: np.ndarray, ra0: float, dec0: float) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse of `project`: right ascension in [0, 360) and declination, deg."""
+    xi, eta = np.asarray(xi, float), np.asarray(eta, float)
+    d = math.radians(dec0)
+    axis = math.cos(d) - eta * math.sin(d)
+    ra = math.radians(ra0) + np.arctan2(xi, axis)
+    dec = np.arctan2(math.sin(d) + eta * math.cos(d), np.hypot(xi, axis))
+    return np.degrees(ra) % 360.0, np.degrees(dec)
+
+
 def to_tangent_plane(positions: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
     """Gnomonic projection of (N, 2) RA, Dec (deg) about ``centre``: (N, 2) east and north in arcmin."""
-    ra, dec = np.deg2rad(positions[:, 0]), np.deg2rad(positions[:, 1])
-    ra0, dec0 = np.deg2rad(centre)
-    cosine = np.sin(dec0) * np.sin(dec) + np.cos(dec0) * np.cos(dec) * np.cos(ra - ra0)
-    east = np.cos(dec) * np.sin(ra - ra0) / cosine
-    north = (np.cos(dec0) * np.sin(dec) - np.sin(dec0) * np.cos(dec) * np.cos(ra - ra0)) / cosine
-    return np.column_stack([east, north]) / ARCMIN
+    return np.column_stack(project(positions[:, 0], positions[:, 1], *centre)) / ARCMIN
+
+
+def from_tangent_plane(plane: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+    """Inverse of `to_tangent_plane`."""
+    return np.column_stack(deproject(plane[:, 0] * ARCMIN, plane[:, 1] * ARCMIN, *centre))
 
 
 def flat_polygon(vertices: np.ndarray, centre: tuple[float, float]) -> Polygon:
@@ -141,19 +173,6 @@ def hull(footprints: Sequence[np.ndarray]) -> np.ndarray:
     centre = mean_position(points)
     outline = np.array(flat_polygon(points, centre).exterior.coords)[:-1]
     return from_tangent_plane(outline, centre)
-
-
-def from_tangent_plane(plane: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
-    """Inverse of `to_tangent_plane`."""
-    east, north = plane[:, 0] * ARCMIN, plane[:, 1] * ARCMIN
-    ra0, dec0 = np.deg2rad(centre)
-    rho = np.hypot(east, north)
-    angle = np.arctan(rho)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(rho > 0, np.sin(angle) / rho, 1.0)
-    dec = np.arcsin(np.clip(np.cos(angle) * np.sin(dec0) + north * ratio * np.cos(dec0), -1, 1))
-    ra = ra0 + np.arctan2(east * ratio, np.cos(dec0) * np.cos(angle) - north * ratio * np.sin(dec0))
-    return np.column_stack([np.degrees(ra) % 360.0, np.degrees(dec)])
 
 
 def inside(ra: np.ndarray, dec: np.ndarray, footprint: np.ndarray, margin_arcsec: float = 0.0) -> np.ndarray:

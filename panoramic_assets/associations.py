@@ -17,7 +17,7 @@ from resources.home import HomeResource
 @dg.asset(
     deps=[observations],
     partitions_def=fields_partitions,
-    group_name="archive",
+    group_name="field",
     automation_condition=WHEN_UPSTREAM_PASSED,
     kinds={"python"},
 )

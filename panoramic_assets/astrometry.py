@@ -28,6 +28,7 @@ from panoramic_assets.common import (
     mapping_key,
     picture,
     verdicts_of,
+    verifies,
 )
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED
 from panoramic_assets.partitions import fields_partitions
@@ -110,7 +111,7 @@ def reduce_step(
     """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
     association = home.database.association(name)
     try:
-        return reduce_association(home, association, own, minimum_cover, context.log.info)
+        return reduce_association(home, association, own, minimum_cover, context.log.info, verifies(context))
     except (ReductionError, ServiceError, InputError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
@@ -193,7 +194,7 @@ def outcome_metadata(home: Home, field: str, outcomes: Sequence[Outcome]) -> dic
 @dg.graph_asset(
     ins={"associations": dg.AssetIn(dagster_type=dg.Nothing)},
     partitions_def=fields_partitions,
-    group_name="reduction",
+    group_name="field",
     automation_condition=WHEN_UPSTREAM_PASSED,
     kinds={"python"},
 )

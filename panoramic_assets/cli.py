@@ -123,6 +123,7 @@ def run(
     survey: SurveyOption = None,
     archive: ArchiveOption = None,
     field: FieldOption = None,
+    verify: Annotated[bool, typer.Option(help="Read all bytes of stored products before they are reused.")] = False,
 ) -> None:
     """Take every field (or the named ones) through all stages, and print what was made and every check."""
     logging.getLogger("dagster").setLevel(logging.ERROR)
@@ -135,11 +136,23 @@ def run(
 
         ensure_archive(home, chosen)
         fields = running.take_in(home, field or [], say)
+        free_dead_runs()
         started = time.monotonic()
-        outcomes = [running.run_or_name(home, name, say) for name in fields]
+        outcomes = [running.run_or_name(home, name, say, verify) for name in fields]
         _print_outcomes(home, outcomes, time.monotonic() - started)
     if not all(outcome.reached_last_stage for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def free_dead_runs() -> None:
+    """Report runs failed whose process is gone, so that their fields are free."""
+    from dagster import DagsterInstance
+
+    from sensors.stuck_runs import reap
+
+    with DagsterInstance.get() as instance:
+        for run_id in reap(instance):
+            say(f"run {run_id[:8]} of an earlier process was left unfinished; it is reported failed and done again")
 
 
 def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:

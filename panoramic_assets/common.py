@@ -15,6 +15,9 @@ from resources.home import Home
 MAX_RETRIES = 1
 RETRY = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=1)
 
+# tag of a run that reads all bytes of stored products before it takes them as they are
+VERIFY = "panoramic/verify"
+
 NO_PARTITION = (
     "this check belongs to one field: materialize the asset's partition (the check runs with it), or launch a backfill"
 )
@@ -26,6 +29,11 @@ def field_of(context: dg.AssetCheckExecutionContext | dg.OpExecutionContext | dg
     if not key:
         raise dg.Failure(NO_PARTITION, allow_retries=False)
     return str(key)
+
+
+def verifies(context: dg.OpExecutionContext) -> bool:
+    """Whether the run was asked to read all bytes of stored products."""
+    return str(context.run.tags.get(VERIFY, "")) == "true"
 
 
 def mapping_key(name: str) -> str:

@@ -19,7 +19,7 @@ from panoramic.mosaic.grid import Channel, FieldGrid
 from panoramic.provenance import digest_of, record
 from panoramic.reduction.base import ReferenceSources
 from panoramic_assets.astrometry import members_of, published_reference
-from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_of, mapping_key, picture
+from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_of, mapping_key, picture, verifies
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish, staging
@@ -79,7 +79,7 @@ def plan_mosaics(context: dg.OpExecutionContext, home: HomeResource) -> Any:
 def build_filter(context: dg.OpExecutionContext, home: HomeResource, filter_key: str) -> dict[str, Any]:
     """Build one filter's mosaic and its catalogue, or find that the stored one still stands."""
     try:
-        return make_mosaic(home.open(), field_of(context), filter_key, context.log.info)
+        return make_mosaic(home.open(), field_of(context), filter_key, context.log.info, verifies(context))
     except (MosaicError, ExposureFileError) as error:
         if context.retry_number < MAX_RETRIES:
             raise
@@ -93,7 +93,7 @@ def build_filter(context: dg.OpExecutionContext, home: HomeResource, filter_key:
         }
 
 
-def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, Any]:
+def make_mosaic(home: Home, field: str, filter_key: str, log: Any, verify: bool = False) -> dict[str, Any]:
     """Build, detect, draw and store the mosaic of one filter; returns its numbers."""
     members = standing_filters(home, field)[filter_key][0]
     inputs, rules = inputs_of(home, members), home.survey.mosaics
@@ -111,7 +111,7 @@ def make_mosaic(home: Home, field: str, filter_key: str, log: Any) -> dict[str, 
         }
     )
     stored = {row["stem"]: row for row in home.database.mosaics(field)}.get(stem)
-    if stored and stored["fingerprint"] == fingerprint and products_stand(home, stem):
+    if stored and stored["fingerprint"] == fingerprint and products_stand(home, stem, verify):
         log(f"{stem}: nothing changed, the mosaic of an earlier run stands")
         return _numbers(filter_key, MosaicResult.from_json(stored["result"]), reused=True)
     folder = staging(home, mosaic_key(field, filter_key))
@@ -209,7 +209,7 @@ def finish_mosaics(context: dg.OpExecutionContext, home: HomeResource, built: li
 @dg.graph_asset(
     ins={"preprocessed_visits": dg.AssetIn(dagster_type=dg.Nothing)},
     partitions_def=fields_partitions,
-    group_name="products",
+    group_name="field",
     automation_condition=WHEN_UPSTREAM_PASSED,
     kinds={"python"},
 )

@@ -35,7 +35,7 @@ mast_archive = dg.AssetSpec(
     "mast_archive",
     description="The archive's exposures of a field. Nothing runs here: the sensor reports its data version.",
     partitions_def=fields_partitions,
-    group_name="archive",
+    group_name="field",
 )
 
 
@@ -57,7 +57,7 @@ def completeness_of(home: Home, field: str) -> Completeness:
 @dg.asset(
     deps=[mast_archive],
     partitions_def=fields_partitions,
-    group_name="archive",
+    group_name="field",
     automation_condition=ON_NEW_DATA,
     kinds={"python"},
 )

@@ -167,7 +167,7 @@ def reduce_association(
         {
             "stage": f"reduction {STAGE_VERSION}",
             "engine": [engine.name, engine.version, parameters, list(survey.services_off)],
-            "exposures": {e.dataset: [e.checksum, e.file_id] for e in association.exposures},
+            "exposures": {e.dataset: e.checksum or e.file_id for e in association.exposures},
             "calibration": sorted(references.items()),
             "templates": templates(home, association.detector),
             "references": [sources_digest(s) for s in candidates.usable],

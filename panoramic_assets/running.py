@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster import AssetKey, DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
+from dagster import DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
+from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.execution.api import execute_run_iterator
 
 from panoramic.errors import FieldBusyError, InputError, PanoramicError, UnknownNameError
 from panoramic.mosaic.build import MosaicResult
 from panoramic_assets import definitions
+from panoramic_assets.common import VERIFY
 from panoramic_assets.ingest import ingest, report
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
@@ -26,9 +27,11 @@ from panoramic_assets.visits import standing_filters
 from resources.home import Home
 from resources.processes import RUN, identity
 from resources.storage import field_lock
-from sensors.stuck_runs import reap
 
 Say = Callable[[str], None]
+UNFINISHED = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+# how Dagster ends the step of a blocking check that did not pass
+BLOCKED = DagsterAssetCheckFailedError.__name__
 
 
 @dataclass
@@ -97,17 +100,19 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
             f"no exposure of {look.source} can be used: {'; '.join(reasons[:5]) or 'it has no NIRCam image'}"
         )
     with DagsterInstance.get() as instance:
-        for run_id in reap(instance):
-            say(f"run {run_id[:8]} of an earlier process was left unfinished; it is reported failed and done again")
         report(home.database, instance)
     return wanted or names
 
 
-def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
-    """Run all stages of a field here and now; a second run on the same field waits."""
+def run_field(home: Home, name: str, say: Say, verify: bool = False) -> FieldOutcome:
+    """Run all stages of a field here and now; a second run on the same field waits.
+
+    With ``verify`` all bytes of stored products are read before they are taken as they are.
+    """
     started = time.monotonic()
     outcome = FieldOutcome(name)
-    with DagsterInstance.get() as instance, _alone(home, instance, name, say):
+    with DagsterInstance.get() as instance, field_lock(name, home.path / "locks", on_wait=say):
+        _refuse_if_busy(instance, name)
         _remove_leftovers(home, name)
         job = definitions.field_job()
         reconstructable_job = reconstructable(definitions.field_job)
@@ -116,10 +121,16 @@ def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
             job_code_origin=reconstructable_job.get_python_origin(),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             asset_selection=frozenset(job.asset_layer.executable_asset_keys),
-            tags={"dagster/partition": name},
+            tags={"dagster/partition": name} | ({VERIFY: "true"} if verify else {}),
         )
         # with the run's own id: a re-execution copies the tags of its parent, not its process
         instance.add_run_tags(run.run_id, {**identity(), RUN: run.run_id})
+        try:
+            # a run that the daemon began since we looked; from now on its queue sees ours and waits
+            _refuse_if_busy(instance, name, run.run_id)
+        except FieldBusyError:
+            instance.delete_run(run.run_id)
+            raise
         say(f"{name}: run {run.run_id[:8]}")
         for event in execute_run_iterator(reconstructable_job, run, instance):
             _follow(event, outcome, say)
@@ -139,10 +150,10 @@ def run_field(home: Home, name: str, say: Say) -> FieldOutcome:
     return outcome
 
 
-def run_or_name(home: Home, name: str, say: Say) -> FieldOutcome:
+def run_or_name(home: Home, name: str, say: Say, verify: bool = False) -> FieldOutcome:
     """Run a field, or say why it could not be started; the other fields go on."""
     try:
-        return run_field(home, name, say)
+        return run_field(home, name, say, verify)
     except PanoramicError as error:
         return FieldOutcome(name, errors=[f"{type(error).__name__}: {error}"])
 
@@ -151,18 +162,14 @@ def _is_blocking(job: Any, key: Any) -> bool:
     return bool(job.asset_layer.asset_graph.get(key).blocking)
 
 
-@contextmanager
-def _alone(home: Home, instance: DagsterInstance, name: str, say: Say) -> Iterator[None]:
-    """Hold the field's lock; a run of the daemon on the same field is refused with its name."""
-    queued = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
-    others = instance.get_runs(RunsFilter(statuses=queued, tags={"dagster/partition": name}))
-    foreign = [run for run in others if run.tags.get(RUN) != run.run_id]
+def _refuse_if_busy(instance: DagsterInstance, name: str, own: str = "") -> None:
+    """Refuse a field on which a run of the daemon works or waits, with the run's name."""
+    others = instance.get_runs(RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": name}))
+    foreign = [run for run in others if run.run_id != own and run.tags.get(RUN) != run.run_id]
     if foreign:
         raise FieldBusyError(
             f"run {foreign[0].run_id[:8]} of the daemon works on {name}: wait for it, or terminate it in the UI"
         )
-    with field_lock(name, home.path / "locks", on_wait=say):
-        yield
 
 
 def _remove_leftovers(home: Home, name: str) -> None:
@@ -183,6 +190,9 @@ def _follow(event: DagsterEvent, outcome: FieldOutcome, say: Say) -> None:
         say(f"  {short}")
     elif event.is_step_failure:
         data = event.step_failure_data
+        if data.error is not None and data.error.cls_name == BLOCKED:
+            say(f"  {short}: the check failed, the field goes no further")
+            return
         message = (
             data.user_failure_data.description
             if data.user_failure_data and data.user_failure_data.description
@@ -240,9 +250,8 @@ def peak_mib(home: Home, names: list[str]) -> float:
 
 def unfinished_runs() -> list[str]:
     """One line for each run that is queued or under way."""
-    statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
     with DagsterInstance.get() as instance:
-        runs = instance.get_runs(RunsFilter(statuses=statuses))
+        runs = instance.get_runs(RunsFilter(statuses=UNFINISHED))
     return [
         f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}"
         for r in runs
@@ -317,8 +326,3 @@ def _failed_checks(name: str) -> list[str]:
                     lines.append(f"  check {key.asset_key.to_user_string()}.{key.name}: {evaluation.description}")
                 break
     return lines
-
-
-def asset_keys() -> list[AssetKey]:
-    """The stages, in order."""
-    return [AssetKey(stage) for stage in STAGES]

@@ -83,7 +83,7 @@ def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: 
 @dg.graph_asset(
     ins={"astrometric_reference": dg.AssetIn(dagster_type=dg.Nothing)},
     partitions_def=fields_partitions,
-    group_name="reduction",
+    group_name="field",
     automation_condition=WHEN_UPSTREAM_PASSED,
     kinds={"python"},
 )

@@ -16,16 +16,12 @@ from astropy.time import Time
 from panoramic.errors import InputError, MissingKeywordError, TruncatedFileError, WrongShapeError
 from panoramic.footprints import to_s_region
 from panoramic.observations import split_filename
+from panoramic.reduction.rate_files import INSTRUMENT_KEYWORDS, PLANES, POINTING_KEYWORDS
+from panoramic.reduction.rate_files import SHAPE as FULL_FRAME
 from panoramic.survey import DETECTORS
 
 BLOCK = 2880
-FULL_FRAME = (2048, 2048)
-PLANES = ("SCI", "ERR", "DQ")
 MAX_HEADER_BLOCKS = 2000
-
-# without these, CRDS can't select reference files or the exposure can't be placed on the sky
-PRIMARY_KEYWORDS = ("INSTRUME", "DETECTOR", "FILTER", "PUPIL", "EXP_TYPE", "DATE-OBS")
-POINTING_KEYWORDS = ("RA_REF", "DEC_REF", "ROLL_REF", "V2_REF", "V3_REF", "VPARITY", "V3I_YANG")
 
 # MAST's columns are the lower-case names of header keywords
 HEADER_COLUMNS = (
@@ -125,7 +121,7 @@ def check_exposure(path: Path, headers: list[fits.Header], shape: tuple[int, int
     for name in PLANES:
         if _shape(planes[name]) != expected:
             raise WrongShapeError(path, f"its {name} plane has the shape {_shape(planes[name])}, not {expected}")
-    missing = [k for k in PRIMARY_KEYWORDS if _text(primary, k) is None]
+    missing = [k for k in INSTRUMENT_KEYWORDS if _text(primary, k) is None]
     pointing = {k: _number(science, k) if k in science else _number(primary, k) for k in POINTING_KEYWORDS}
     missing += [k for k, value in pointing.items() if value is None]
     if missing:

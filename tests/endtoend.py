@@ -30,6 +30,7 @@ SURVEY = {
             "modules": ["B"],
             "detectors": ["nrcb1", "nrcblong"],
             "dithers": 2,
+            "sky": {"star_density": 4.0},  # enough isolated stars for the photometry to be judged
             # a pointing error of one detector is what alignment is for
             "faults": [{"kind": "shifted", "match": "*nrcb1", "dx_arcsec": 0.3, "dy_arcsec": 0.0}],
         },

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from panoramic.alignment_offsets import NotMeasurable, OffsetMeasurement, measure_offset
-from panoramic.mosaic.grid import Channel, deproject, polygon_vertices, project
+from panoramic.footprints import mean_position, project
+from panoramic.mosaic.grid import Channel, polygon_vertices
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -149,7 +150,7 @@ class _Plane:
     def __init__(self, footprints: Sequence[np.ndarray]) -> None:
         from shapely.geometry import Polygon
 
-        self._ra0, self._dec0 = _middle(np.concatenate(footprints))
+        self._ra0, self._dec0 = mean_position(np.concatenate(footprints))
         self.polygons: list[Polygon] = [Polygon(np.column_stack(self.xy(*f.T))).buffer(0) for f in footprints]
 
     def xy(self, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,14 +163,6 @@ class _Plane:
         import shapely
 
         return positions[shapely.contains_xy(polygon, *self.xy(*positions.T))]
-
-
-def _middle(vertices: np.ndarray) -> tuple[float, float]:
-    """Direction between vertices, found on the plane of the first so that RA 0 and poles do no harm."""
-    ra0, dec0 = vertices[0]
-    xi, eta = project(vertices[:, 0], vertices[:, 1], ra0, dec0)
-    ra, dec = deproject(np.nanmean(xi), np.nanmean(eta), ra0, dec0)
-    return float(ra), float(dec)
 
 
 def _positions(table: Table | None) -> np.ndarray:

@@ -10,14 +10,14 @@ long-wave tile are edges of short-wave tiles, ``crpix_short = ratio * (crpix_lon
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from panoramic.errors import MosaicError
+from panoramic.errors import InputError, MosaicError
+from panoramic.footprints import deproject, parse_s_region, project
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -29,42 +29,10 @@ Tile = tuple[int, int]
 
 MAS = math.radians(1 / 3_600_000)
 _FARTHEST_DEG = 30.0
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-
-
-def project(ra: np.ndarray, dec: np.ndarray, ra0: float, dec0: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gnomonic projection, exact at the poles and across RA 0.
-
-    Parameters
-    ----------
-    ra, dec : deg, any shape.
-    ra0, dec0 : tangent point, deg.
-
-    Returns
-    -------
-    xi, eta : radians to the east and to the north; NaN on the far side of the sphere.
-    """
-    ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
-    a, d = ra - math.radians(ra0), math.radians(dec0)
-    depth = math.sin(d) * np.sin(dec) + math.cos(d) * np.cos(dec) * np.cos(a)
-    depth = np.where(depth > 1e-9, depth, np.nan)
-    xi = np.cos(dec) * np.sin(a) / depth
-    eta = (math.cos(d) * np.sin(dec) - math.sin(d) * np.cos(dec) * np.cos(a)) / depth
-    return xi, eta
-
-
-def deproject(xi: np.ndarray, eta: np.ndarray, ra0: float, dec0: float) -> tuple[np.ndarray, np.ndarray]:
-    """Inverse of `project`: right ascension in [0, 360) and declination, deg."""
-    xi, eta = np.asarray(xi, float), np.asarray(eta, float)
-    d = math.radians(dec0)
-    axis = math.cos(d) - eta * math.sin(d)
-    ra = math.radians(ra0) + np.arctan2(xi, axis)
-    dec = np.arctan2(math.sin(d) + eta * math.cos(d), np.hypot(xi, axis))
-    return np.degrees(ra) % 360.0, np.degrees(dec)
 
 
 def polygon_vertices(footprint: str | np.ndarray) -> np.ndarray:
-    """Vertices of a footprint, shape (N, 2) in deg, from an S_REGION-like string or from an array.
+    """Vertices of a footprint, shape (N, 2) in deg, from an S_REGION string or from an array.
 
     Raises
     ------
@@ -72,16 +40,11 @@ def polygon_vertices(footprint: str | np.ndarray) -> np.ndarray:
         It is no polygon of three or more finite vertices.
     """
     if isinstance(footprint, str):
-        name, _, rest = footprint.strip().partition(" ")
-        if name.upper() != "POLYGON":
-            raise MosaicError(f"footprint {footprint[:60]!r} is no POLYGON")
-        rest = re.sub(r"^\s*[A-Za-z][A-Za-z0-9_]*", "", rest)  # the frame's name, which may end in a digit (FK5)
-        values = np.array(_NUMBER.findall(rest), dtype=float)
-        if values.size % 2:
-            raise MosaicError(f"footprint {footprint[:60]!r} has an odd number of coordinates")
-        vertices = values.reshape(-1, 2)
-    else:
-        vertices = np.asarray(footprint, dtype=float)
+        try:
+            return parse_s_region(footprint)
+        except InputError as error:
+            raise MosaicError(str(error)) from error
+    vertices = np.asarray(footprint, dtype=float)
     if vertices.ndim != 2 or vertices.shape[0] < 3 or vertices.shape[1] != 2 or not np.isfinite(vertices).all():
         raise MosaicError("a footprint needs three or more finite vertices of (ra, dec)")
     return vertices

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHAPE = (2048, 2048)
 PLANES = ("SCI", "ERR", "DQ")
+# without these, CRDS can't select reference files or the exposure can't be placed on the sky and in time
 INSTRUMENT_KEYWORDS = (
     "TELESCOP", "INSTRUME", "DETECTOR", "CHANNEL", "MODULE", "FILTER", "PUPIL", "EXP_TYPE", "DATE-OBS", "TIME-OBS",
     "EXPSTART", "EFFEXPTM",

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from panoramic.mosaic.grid import FieldGrid, deproject, project
+from panoramic.footprints import deproject, project
+from panoramic.mosaic.grid import FieldGrid
 from panoramic.mosaic.pixelmap import PixelMap
 from panoramic.survey import MosaicRules
 

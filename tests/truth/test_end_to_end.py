@@ -69,14 +69,14 @@ def test_the_logs_have_realistic_numbers(finished: Finished) -> None:
     assert 300 <= result.n_sources <= 1500
 
 
-@pytest.mark.parametrize(("element", "scale"), [("f444w", 0.063), ("f115w", 0.031)])
-def test_stars_have_their_fluxes(finished: Finished, element: str, scale: float) -> None:
+@pytest.mark.parametrize(("element", "scale", "stars"), [("f444w", 0.063, 12), ("f115w", 0.031, 6)])
+def test_stars_have_their_fluxes(finished: Finished, element: str, scale: float, stars: int) -> None:
     (mosaic,) = [m for m in finished.home.database.mosaics(finished.field) if m["filter_key"] == f"{element}-clear"]
     folder = finished.home.storage.path(f"{finished.field}/mosaics/{element}-clear")
     ratios = star_ratios(folder, mosaic["stem"], finished.truth, element.upper(), scale)
-    assert len(ratios) >= 3, ratios
+    assert len(ratios) >= stars, ratios
     assert abs(np.median(ratios) - 1) <= 0.02, ratios
-    assert np.mean(np.abs(ratios - 1) <= 0.05) >= 0.9 or np.sum(np.abs(ratios - 1) > 0.05) <= 1, ratios
+    assert np.sum(np.abs(ratios - 1) > 0.05) <= max(1, len(ratios) // 10), ratios
 
 
 def test_the_mosaic_carries_its_provenance(finished: Finished) -> None:
@@ -139,7 +139,9 @@ def test_a_solution_moved_after_its_fit_is_caught(finished: Finished, tmp_path: 
     survey.write_text(yaml.safe_dump(moved))
     done = panoramic(home, "run", "--survey", str(survey), check=False)
     assert done.returncode == 1, done.stdout
-    (line,) = [one for one in done.stdout.splitlines() if "mosaic_astrometry" in one and "failed" in one]
-    assert "mosaics" in line
-    table = done.stdout[done.stdout.index(line) :]
-    assert "f444w" in table.split("mosaic_coverage")[0]
+    assert f"{finished.field}: blocked" in done.stdout
+    rows = [one for one in done.stdout.splitlines() if one.startswith("│")]
+    (number,) = [i for i, row in enumerate(rows) if "mosaic_astrometry" in row]
+    assert "failed" in rows[number], rows[number]
+    # the cell goes on over the next lines of the table, up to the next check
+    assert "f444w-clear" in "".join(rows[number : number + 3]), rows[number : number + 3]

@@ -14,7 +14,7 @@ HALF = 65.0
 
 def sky(points: np.ndarray, ra0: float = 150.0, dec0: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """Offsets in arcsec from a point, exact by deprojection."""
-    from panoramic.mosaic.grid import deproject
+    from panoramic.footprints import deproject
 
     return deproject(np.radians(points[:, 0] / 3600), np.radians(points[:, 1] / 3600), ra0, dec0)
 

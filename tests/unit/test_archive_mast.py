@@ -43,8 +43,9 @@ TOKEN = "secret-of-a-test"  # noqa: S105
 
 def exposure_bytes(**changed: Any) -> bytes:
     primary = {
-        "INSTRUME": "NIRCAM", "DETECTOR": "NRCBLONG", "FILTER": "F444W", "PUPIL": "CLEAR", "EXP_TYPE": "NRC_IMAGE",
-        "SUBARRAY": "FULL", "DATE-OBS": "2025-06-01",
+        "TELESCOP": "JWST", "INSTRUME": "NIRCAM", "DETECTOR": "NRCBLONG", "CHANNEL": "LONG", "MODULE": "B",
+        "FILTER": "F444W", "PUPIL": "CLEAR", "EXP_TYPE": "NRC_IMAGE", "SUBARRAY": "FULL", "DATE-OBS": "2025-06-01",
+        "TIME-OBS": "01:02:03.4", "EXPSTART": 60827.0431, "EFFEXPTM": 1073.7,
     }  # fmt: skip
     science = dict.fromkeys(("RA_REF", "DEC_REF", "ROLL_REF", "V2_REF", "V3_REF", "V3I_YANG"), 1.0) | {"VPARITY": -1}
     primary.update(changed)
