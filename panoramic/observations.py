@@ -185,7 +185,7 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRu
 def _exposure(row: Mapping[str, Any], source: str, number: int, rules: ExposureRules) -> Exposure:
     parts = split_filename(str(row["filename"]))
     detector = parts["detector"].upper()
-    filter_name, pupil = _optical_element(row, source, number)
+    filter_name, pupil = optical_element(row, source, number)
     footprint = _text(row, "s_region", source, number)
     try:
         vertices = parse_s_region(footprint)
@@ -244,7 +244,7 @@ def _refusal(row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str,
     return ""
 
 
-def _optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[str, str]:
+def optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[str, str]:
     """Filter and pupil; the archive's combined form ``NC.F150W2.F162M`` is split."""
     combined = _text(row, "filter", source, number).upper().split(".")
     elements = combined[1:] if combined[0] == "NC" else combined

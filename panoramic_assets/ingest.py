@@ -70,7 +70,7 @@ def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime) 
         for dataset, exposure in exposures.items():
             _write_exposure(database, connection, exposure, known.get(dataset), assignment, at, report)
         _write_faults(database, connection, look, parsed, at)
-        report.touched_fields = _write_data_versions(database, connection, look, at)
+        report.touched_fields = _write_data_versions(database, connection, look, set(report.refused), at)
     return report
 
 
@@ -180,7 +180,9 @@ def _dataset_of(name: str) -> str:
         return ""
 
 
-def _write_data_versions(database: Database, connection: sa.Connection, look: ArchiveLook, at: datetime) -> list[str]:
+def _write_data_versions(
+    database: Database, connection: sa.Connection, look: ArchiveLook, refused: set[str], at: datetime
+) -> list[str]:
     """Give each field the digest of what a downstream step would see of it; returns the fields that changed."""
     members: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     field_of: dict[str, str] = {}
@@ -194,7 +196,7 @@ def _write_data_versions(database: Database, connection: sa.Connection, look: Ar
         dataset = row["dataset"]
         for name in visits.get(dataset[2:13], ()) if dataset not in field_of else ():
             members[name].append(("unplaced", dataset))
-    counts = _archive_counts(look.rows, field_of)
+    counts = _archive_counts(look.rows, field_of, visits, refused)
     touched = []
     for row in connection.execute(sa.select(t.fields)).mappings().all():
         version = digest_of(members[row["name"]])[:16]
@@ -209,8 +211,13 @@ def _write_data_versions(database: Database, connection: sa.Connection, look: Ar
     return touched
 
 
-def _archive_counts(rows: Iterable[Mapping[str, Any]], field_of: Mapping[str, str]) -> dict[str, int]:
-    """Distinct datasets by field, counted from the rows themselves."""
+def _archive_counts(
+    rows: Iterable[Mapping[str, Any]], field_of: Mapping[str, str], visits: Mapping[str, set[str]], refused: set[str]
+) -> dict[str, int]:
+    """Distinct datasets by field, counted from the rows themselves.
+
+    A row that was never taken in (its footprint or filter is empty) counts for the fields of its visit.
+    """
     datasets = set()
     for row in rows:
         try:
@@ -220,8 +227,10 @@ def _archive_counts(rows: Iterable[Mapping[str, Any]], field_of: Mapping[str, st
         if parts["detector"].upper() in DETECTORS:
             datasets.add(parts["dataset"].lower())
     counts: dict[str, int] = defaultdict(int)
-    for dataset in datasets & set(field_of):
-        counts[field_of[dataset]] += 1
+    for dataset in datasets:
+        unplaced_in = () if dataset in refused else visits.get(dataset[2:13], ())
+        for name in {field_of[dataset]} if dataset in field_of else unplaced_in:
+            counts[name] += 1
     return counts
 
 

@@ -19,6 +19,7 @@ FAULT_KINDS = {
     "wrong_shape": "an image plane is missing or has not the shape of a full-frame exposure",
     "missing_keyword": "a header keyword that the reduction needs is absent or makes no sense",
     "checksum": "size or md5 are not what the archive's row says",
+    "contradiction": "filter or pupil of the archive's row are not those of the file's header",
     "unsettled": "still being written; it counts at a later look",
     "unreadable": "the file can't be opened",
     "duplicate": "two files of the same name in different folders",

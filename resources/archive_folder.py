@@ -16,6 +16,7 @@ from typing import Any
 from astropy.time import Time
 
 from panoramic.errors import (
+    ArchiveRowError,
     ArchiveUnavailableError,
     ChecksumMismatchError,
     EmptyArchiveError,
@@ -25,7 +26,7 @@ from panoramic.errors import (
     TruncatedFileError,
     WrongShapeError,
 )
-from panoramic.observations import split_filename
+from panoramic.observations import optical_element, split_filename
 from panoramic.survey import DETECTORS
 from resources.archive import FAULT_KEY, ArchiveFault, ArchiveLook
 from resources.archive_table import ArchiveTable, find_table, read_table
@@ -258,6 +259,8 @@ class FolderArchive:
                 kind, reason = self._duplicate(look, places, kind, reason)
         except OSError as error:
             kind, reason = "unreadable", f"can't be read: {error.strerror}"
+        if kind == "" and listed and (reason := _other_element(inspection.row, listed)):
+            kind = "contradiction"
         row = {**inspection.row, **own, **(listed or {})}
         row.update({column: value for column, value in own.items() if row[column] is None})
         row["filename"] = row["filename"] if listed else file.path.name
@@ -341,6 +344,17 @@ class FolderArchive:
                     look.faults.append(ArchiveFault(rate, reason, "row_without_file"))
                 named.add(rate)
             look.rows.append(row)
+
+
+def _other_element(header: dict[str, Any], listed: dict[str, Any]) -> str:
+    """How the table's filter and pupil differ from the file's own, or an empty text (also where the table has none)."""
+    try:
+        own, said = (optical_element(row, "", 0) for row in (header, listed))
+    except ArchiveRowError:
+        return ""  # an empty cell is named where rows are parsed
+    if own == said:
+        return ""
+    return f"its header says filter {own[0]} and pupil {own[1]}, the archive's row says {said[0]} and {said[1]}"
 
 
 def _same(seen: dict[str, tuple[int, int, Any]], file: _File) -> bool:

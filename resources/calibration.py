@@ -65,6 +65,8 @@ class Calibration:
     context : e.g. ``jwst_1303.pmap``; None takes ``operational_context`` of the cache's ``server_config``.
     server_url : `SERVERLESS`: only what the cache holds; a real server's address lets crds fill the cache.
     grizli_path : grizli's configuration folder, or None.
+    pin : a file that keeps the context a server recommended when it was first asked, so that it does not change in
+        the middle of a survey; delete it to ask again.
     cache : a folder for a small file of digests and selections, so that asking again costs milliseconds; None
         remembers nothing.
     """
@@ -76,9 +78,10 @@ class Calibration:
         server_url: str = SERVERLESS,
         grizli_path: Path | None = None,
         cache: Path | None = None,
+        pin: Path | None = None,
     ) -> None:
         self.crds_path, self.server_url, self.grizli_path = Path(crds_path).absolute(), server_url, grizli_path
-        self._asked_context = context
+        self._asked_context, self._pin = context, pin
         self._facts = FileFacts(cache / "calibration.sqlite") if cache else None
 
     @property
@@ -93,14 +96,16 @@ class Calibration:
         Raises
         ------
         CalibrationError
-            There is no cache, no ``server_config`` to ask, or no such mapping in it.
+            There is no cache, no ``server_config`` to ask, or no such mapping in it; the server does not answer.
         """
         if self.is_offline and not self.crds_path.is_dir():
             raise CalibrationError(
                 f"there is no CRDS cache at {self.crds_path}: put one there (config/, mappings/, references/), or set "
                 "the CRDS server and let it be filled"
             )
-        context = self._asked_context or self._operational_context()
+        context = self._asked_context
+        if not context:
+            context = self._operational_context() if self.is_offline else self._recommended_context()
         if self.is_offline and not (self._mappings / context).is_file():
             there = sorted(p.name for p in self._mappings.glob("*.pmap")) if self._mappings.is_dir() else []
             known = f"; there is {', '.join(there[-5:])}" if there else ""
@@ -180,6 +185,23 @@ class Calibration:
             reason = f"can't be read ({type(error).__name__}: {error})"
             raise self._no_context(path, reason) from error
 
+    def _recommended_context(self) -> str:
+        """The context that the server recommends for the installed jwst package, asked once and kept."""
+        if self._pin is not None and self._pin.is_file():
+            return self._pin.read_text().strip()
+        reply = self._talk({"context": ""})
+        if "error" in reply:
+            raise CalibrationError(
+                f"no CRDS context: {self.server_url} does not say which ({reply['error']}); try again later, or set "
+                "crds_context in the survey file"
+            )
+        context = str(reply["context"])
+        if self._pin is not None:
+            beside = self._pin.with_suffix(".tmp")
+            beside.write_text(f"{context}\n")
+            os.replace(beside, self._pin)
+        return context
+
     @staticmethod
     def _no_context(path: Path, reason: str) -> CalibrationError:
         return CalibrationError(
@@ -212,8 +234,15 @@ class Calibration:
         return ReferenceFile(name, digest)
 
     def _ask(self, context: str, headers: list[dict[str, str]], types: list[str]) -> list[dict[str, Any]]:
+        """Which files a context selects, of each type for each exposure."""
+        reply = self._talk({"context": context, "headers": headers, "types": types, "download": not self.is_offline})
+        if "error" in reply:
+            raise CalibrationError(f"CRDS could not use context {context} of {self.crds_path}: {reply['error']}")
+        references: list[dict[str, Any]] = reply["references"]
+        return references
+
+    def _talk(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Run `crds_lookup.py`; whatever crds does to its process, this one only sees its reply or its end."""
-        question = {"context": context, "headers": headers, "types": types, "download": not self.is_offline}
         timeout = OFFLINE_TIMEOUT_S if self.is_offline else DOWNLOAD_TIMEOUT_S
         try:
             with tempfile.TemporaryDirectory() as scratch:
@@ -223,7 +252,7 @@ class Calibration:
                     capture_output=True,
                     text=True,
                     errors="replace",
-                    env=self._environment(context, scratch),
+                    env=self._environment(question["context"], scratch),
                     cwd=scratch,
                     timeout=timeout,
                     check=False,
@@ -232,16 +261,13 @@ class Calibration:
             raise CalibrationError(f"CRDS at {self.server_url} gave no answer within {timeout:.0f} s") from error
         said = " | ".join(child.stderr.strip().splitlines()[-3:])
         try:
-            reply = json.loads(child.stdout)
+            reply: dict[str, Any] = json.loads(child.stdout)
         except ValueError as error:
             how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
             raise CalibrationError(f"CRDS ended with {how} and no answer, cache {self.crds_path}: {said}") from error
         if "error" in reply:
-            raise CalibrationError(
-                f"CRDS could not use context {context} of {self.crds_path}: {reply['error']} {said}".strip()
-            )
-        references: list[dict[str, Any]] = reply["references"]
-        return references
+            reply["error"] = f"{reply['error']} {said}".strip()
+        return reply
 
     def _environment(self, context: str, scratch: str) -> dict[str, str]:
         """All that crds may know; nothing of it comes from our own environment but how to reach the network."""
@@ -250,10 +276,11 @@ class Calibration:
             "LC_ALL": "C.UTF-8",
             "HOME": scratch,
             "CRDS_PATH": str(self.crds_path),
-            "CRDS_CONTEXT": context,
             "CRDS_SERVER_URL": self.server_url,
             "CRDS_OBSERVATORY": "jwst",
         }
+        if context:
+            environment["CRDS_CONTEXT"] = context
         if self.is_offline:
             return environment | {"CRDS_READONLY_CACHE": "1"}
         return environment | {name: os.environ[name] for name in NETWORK_VARIABLES if name in os.environ}

@@ -3,7 +3,8 @@
 Run as a script by `resources/calibration.py`, never imported: crds reads its settings from the environment once and may
 end its process. Keep out everything but crds and the standard library.
 
-Input (stdin): ``{"context", "headers": [{keyword: value}], "types": [...], "download": bool}``.
+Input (stdin): ``{"context", "headers": [{keyword: value}], "types": [...], "download": bool}``, or
+``{"context": ""}``: which context does the server recommend for the installed jwst? Then the output is ``{"context"}``.
 Output (stdout): ``{"references": [{type: {"name", "path"}}]}``, a name being ``N/A`` or ``NOT FOUND <reason>`` where no
 file is selected; or ``{"error": text}``.
 """
@@ -46,10 +47,14 @@ def main() -> None:
     from crds.core.exceptions import CrdsError
 
     try:
-        headers = question["headers"]
-        answer: dict[str, Any] = {
-            "references": [select(question["context"], h, question["types"], question["download"]) for h in headers]
-        }
+        answer: dict[str, Any]
+        if question["context"]:
+            context, types, download = question["context"], question["types"], question["download"]
+            answer = {"references": [select(context, header, types, download) for header in question["headers"]]}
+        else:
+            from crds.client import api
+
+            answer = {"context": api.get_default_context("jwst")}
     except (CrdsError, OSError, ValueError, KeyError, AssertionError) as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     with reply:

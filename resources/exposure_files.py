@@ -122,7 +122,7 @@ def check_exposure(path: Path, headers: list[fits.Header], shape: tuple[int, int
         if _shape(planes[name]) != expected:
             raise WrongShapeError(path, f"its {name} plane has the shape {_shape(planes[name])}, not {expected}")
     missing = [k for k in INSTRUMENT_KEYWORDS if _text(primary, k) is None]
-    pointing = {k: _number(science, k) if k in science else _number(primary, k) for k in POINTING_KEYWORDS}
+    pointing = {k: _number(science, k) for k in POINTING_KEYWORDS}
     missing += [k for k, value in pointing.items() if value is None]
     if missing:
         raise MissingKeywordError(path, f"lacks {', '.join(missing)} (absent, empty or no finite number)")

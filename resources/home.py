@@ -108,6 +108,7 @@ class Home:
             server,
             self.archive.grizli_folder,
             cache=self.path / "cache",
+            pin=self.path / "crds_context.txt",
         )
 
     @cached_property

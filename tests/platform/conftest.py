@@ -34,6 +34,7 @@ from panoramic.reduction.base import (
     RelativeFit,
 )
 from panoramic.survey import Survey
+from panoramic_assets.common import VERIFY
 from panoramic_assets.definitions import build_definitions
 from resources.archive import ArchiveLook
 from resources.home import Home, HomeResource
@@ -268,10 +269,10 @@ class Platform:
         report(self.home.database, self.instance)
         return found
 
-    def run(self, name: str, job: str = "field_job") -> dg.ExecuteInProcessResult:
+    def run(self, name: str, job: str = "field_job", verify: bool = False) -> dg.ExecuteInProcessResult:
         """Run all stages of a field in this process."""
         return self.definitions.resolve_job_def(job).execute_in_process(
-            partition_key=name, instance=self.instance, raise_on_error=False
+            partition_key=name, instance=self.instance, raise_on_error=False, tags={VERIFY: "true"} if verify else {}
         )
 
     def checks(self, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -218,6 +220,31 @@ def test_a_new_revision_redoes_its_own_association_alone(two_fields) -> None:
     assert found.touched_fields == [first]
     assert platform.run(first).success
     assert ["f115w" in name for name, _ in platform.sky.reduced[count:]] == [True]
+
+
+def test_the_same_bytes_under_another_archive_id_are_not_reduced_again(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    next(r for r in platform.sky.rows if "jw09001001" in r["filename"])["ArchiveFileID"] = 77
+    platform.ingest()
+    assert platform.run(first).success
+    assert len(platform.sky.reduced) == count
+
+
+def test_verify_reads_the_bytes_of_stored_products(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    victim = next(p for p in platform.home.storage.path(first).rglob("*nrcb1_rate.fits"))
+    status, content = victim.stat(), bytearray(victim.read_bytes())
+    content[-100] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+    count = len(platform.sky.reduced)
+    platform.run(first)
+    assert len(platform.sky.reduced) == count  # size and mtime tell nothing
+    platform.run(first, verify=True)
+    assert len(platform.sky.reduced) == count + 1
 
 
 def test_a_deleted_product_is_made_again(two_fields) -> None:

@@ -261,3 +261,13 @@ def test_a_damaged_file_that_goes_away_is_new_data(two_fields) -> None:
     assert platform.ingest().touched_fields == [first]
     platform.sky.rows.remove(fault)
     assert platform.ingest().touched_fields == [first]
+
+
+def test_a_row_that_was_never_taken_in_is_counted(two_fields) -> None:
+    platform, first, second = two_fields
+    row = platform.sky.rows[0] | {"filename": "jw09001001001_02201_00003_nrcb1_rate.fits", "s_region": None}
+    platform.sky.rows.append(row)
+    platform.ingest()
+    count = {name: platform.home.database.field(name)["archive_count"] for name in (first, second)}
+    assert count == {first: 5, second: 4}
+    assert not platform.checks(platform.run(first))["observations.archive_count"].passed

@@ -190,6 +190,15 @@ def test_a_bad_file_is_named_and_hides_no_other(folder: Path, kind: str, error: 
     assert archive.fetch(name_of(1)) == folder / "exposures" / name_of(1)
 
 
+def test_a_table_that_contradicts_the_header_is_not_believed(folder: Path) -> None:
+    good, bad = (write_exposure(folder / "exposures" / name_of(k)) for k in (1, 2))
+    write_table(folder, [listed(good), listed(bad, filter="NC.F356W")])
+    look = archive_of(folder).look()
+    assert kinds(look) == {bad.name: "contradiction"}
+    assert "header says filter F444W" in look.faults[0].reason
+    assert {r["filename"]: FAULT_KEY in r for r in look.rows} == {good.name: False, bad.name: True}
+
+
 def test_the_message_names_the_cause(folder: Path) -> None:
     write_exposure(folder / "exposures" / name_of(1), drop=("RA_REF", "V2_REF"))
     path = write_exposure(folder / "exposures" / name_of(2))

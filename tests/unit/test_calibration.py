@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pprint
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +183,51 @@ def test_context_and_setup(cache: Path, tmp_path: Path) -> None:
     remote = Calibration(tmp_path / "empty", "jwst_1303.pmap", "https://jwst-crds.stsci.edu")
     assert not remote.is_offline
     assert remote.setup().crds_context == "jwst_1303.pmap"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that speaks CRDS's JSON-RPC and knows the contexts of builds: its address and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(question)
+            known = {"get_build_context": "jwst_1303.pmap"}
+            error = None if question["method"] in known else {"message": "no such method"}
+            body = json.dumps({"result": known.get(question["method"]), "error": error, "id": question["id"]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_port}", asked
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_the_server_recommends_the_context_once(tmp_path: Path, server: tuple[str, list[dict[str, Any]]]) -> None:
+    address, asked = server
+    pin = tmp_path / "crds_context.txt"
+    for _ in range(2):
+        assert Calibration(tmp_path / "crds", None, address, pin=pin).context == "jwst_1303.pmap"
+    (question,) = asked
+    assert question["method"] == "get_build_context"
+    assert question["params"][0] == "jwst"
+    assert Calibration(tmp_path / "crds", "jwst_1299.pmap", address, pin=pin).context == "jwst_1299.pmap"
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{one.getsockname()[1]}"
+    with pytest.raises(CalibrationError, match=f"{address} does not say which.*set crds_context"):
+        _ = Calibration(tmp_path / "crds", None, address, pin=tmp_path / "pin").context
+    assert not (tmp_path / "pin").exists()
