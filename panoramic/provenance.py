@@ -13,14 +13,24 @@ from panoramic import __version__
 CHUNK = 1 << 20
 
 
+def canonical(value: object) -> str:
+    """JSON text of a value, independent of the order of keys."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
 def digest_of(value: object) -> str:
     """SHA-256 (64 hex digits) of any JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
+    return digest_file(path, "sha256")
+
+
+def digest_file(path: Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file's bytes; ``algorithm`` is a name of `hashlib`, e.g. ``md5``."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)

@@ -30,10 +30,10 @@ from panoramic.errors import (
 from panoramic.footprints import covered_fraction, inside
 from panoramic.observations import Exposure
 from panoramic.plots import plot_alignment, plot_image
-from panoramic.provenance import digest_of, record, sha256_of
+from panoramic.provenance import canonical, digest_of, record, sha256_of
 from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
 from panoramic.reference import sources_digest
-from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING, canonical
+from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING
 from resources.home import Home
 
 STAGE_VERSION = "1"

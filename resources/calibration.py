@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from panoramic.errors import CalibrationError
-from panoramic.provenance import digest_of
+from panoramic.provenance import digest_file, digest_of
 from panoramic.reduction.base import CalibrationSetup
-from resources.file_facts import FileFacts, digest_file
+from resources.file_facts import FileFacts
 
 SERVERLESS = "https://jwst-serverless.stsci.edu"
 PUBLIC_SERVER = "https://jwst-crds.stsci.edu"

@@ -24,8 +24,9 @@ from panoramic.errors import (
     ExposureFileError,
     TruncatedFileError,
 )
+from panoramic.provenance import digest_file
 from resources.exposure_files import FULL_FRAME, check_exposure, read_headers
-from resources.file_facts import FileFacts, digest_file
+from resources.file_facts import FileFacts
 from resources.http_session import service_error
 
 CHUNK = 64 * 1024

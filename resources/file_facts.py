@@ -6,26 +6,17 @@ Put here facts that can be had again by reading the file. Keep out anything that
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 20
+from panoramic.provenance import digest_file
+
 _SCHEMA = """CREATE TABLE IF NOT EXISTS facts (
     kind TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, value TEXT NOT NULL,
     PRIMARY KEY (kind, path))"""
-
-
-def digest_file(path: Path, algorithm: str) -> str:
-    """Hexadecimal digest of a file's bytes; ``algorithm`` is a name of `hashlib`, e.g. ``md5``."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class FileFacts:

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from panoramic.errors import DiskFullError, FieldBusyError, ProductDamagedError, StorageError
-from resources.file_facts import FileFacts, digest_file
+from panoramic.provenance import digest_file
+from resources.file_facts import FileFacts
 
 PART = ".part-"  # in the name of whatever is being written
 OLD = ".old-"  # in the name of a folder that was taken out of its place

@@ -25,12 +25,12 @@ from panoramic.errors import (
 )
 from panoramic.footprints import covered_fraction, parse_s_region
 from panoramic.observations import parse_rows
+from panoramic.provenance import digest_file
 from panoramic.survey import ExposureRules
 from resources.archive import FAULT_KEY, FAULT_KINDS, ArchiveLook
 from resources.archive_folder import FolderArchive
 from resources.archive_table import read_table
 from resources.exposure_files import read_headers
-from resources.file_facts import digest_file
 
 SHAPE = (16, 16)
 NOW = 1_790_000_000.0

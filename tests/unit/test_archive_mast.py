@@ -28,12 +28,12 @@ from panoramic.errors import (
     MissingKeywordError,
     TruncatedFileError,
 )
+from panoramic.provenance import digest_file
 from panoramic.survey import MastArchive as MastRules
 from panoramic.survey import Survey
 from resources.archive import make_archive
 from resources.archive_folder import FolderArchive
 from resources.archive_mast import MastArchive
-from resources.file_facts import digest_file
 
 NAME = "jw02514162001_03201_00001_nrcblong_rate.fits"
 SHAPE = (256, 256)  # larger than a few chunks of a transfer

@@ -1,0 +1,174 @@
+"""Associations and the exposures in them: ``assoc_table`` and ``exposure_files``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import sqlalchemy as sa
+
+from panoramic.associations import Association
+from panoramic.errors import UnknownNameError
+from panoramic.footprints import to_s_region
+from panoramic.observations import Exposure
+from resources import tables as t
+from resources.database.core import DEFINED, DO_NOT_RUN, QUEUED, now
+from resources.database.exposures import ExposureTables
+
+
+class AssociationTables(ExposureTables):
+    """The tables ``assoc_table`` and ``exposure_files``."""
+
+    def known_associations(self, connection: sa.Connection, field: str) -> dict[str, str]:
+        """Association of each dataset of a field that has one."""
+        query = (
+            sa.select(t.exposure_files.c.dataset, t.exposure_files.c.assoc)
+            .join(t.assoc_table, t.assoc_table.c.assoc_name == t.exposure_files.c.assoc)
+            .where(t.assoc_table.c.parent == field)
+        )
+        return {row.dataset: row.assoc for row in connection.execute(query)}
+
+    def put_associations(
+        self, connection: sa.Connection, associations: Iterable[Association], held_back: Mapping[str, str]
+    ) -> None:
+        """Write a field's associations and the exposures in them.
+
+        ``held_back`` gives the cause by dataset. An association without any ready exposure is only defined (70); one
+        that lost or gained data is queued again; the status of the others stays.
+        """
+        at = now()
+        for association in associations:
+            first, outline = association.first, association.footprint
+            ready = [e for e in association.exposures if e.dataset not in held_back]
+            known = connection.execute(
+                sa.select(t.assoc_table.c.status, t.assoc_table.c.cause).where(
+                    t.assoc_table.c.assoc_name == association.name
+                )
+            ).first()
+            old, old_cause = (known.status, known.cause) if known else (None, "")
+            causes = "; ".join(
+                f"{e.dataset}: {held_back[e.dataset]}" for e in association.exposures if e.dataset in held_back
+            )
+            status = DEFINED if not ready else QUEUED if old in (None, DEFINED, DO_NOT_RUN) else old
+            self.upsert(
+                connection,
+                t.assoc_table,
+                [
+                    {
+                        "assoc_name": association.name,
+                        "status": status,
+                        "dataURL": ",".join(f"mast:JWST/product/{e.rate_filename}" for e in association.exposures),
+                        "parent": association.field,
+                        "proposal_id": first.program,
+                        "filter": f"{first.filter}-{first.pupil}",
+                        "instrument_name": "NIRCAM",
+                        "detector": first.detector,
+                        "t_min": min(e.t_min for e in association.exposures),
+                        "t_max": max(e.t_max for e in association.exposures),
+                        "exptime": sum(e.exptime for e in association.exposures),
+                        "footprint": to_s_region(outline),
+                        "ra": sum(e.ra for e in association.exposures) / len(association.exposures)
+                        if max(e.ra for e in association.exposures) - min(e.ra for e in association.exposures) < 180
+                        else first.ra,
+                        "dec": sum(e.dec for e in association.exposures) / len(association.exposures),
+                        "modtime": at,
+                        "cause": causes if status in (DEFINED, QUEUED) else old_cause,
+                    }
+                ],
+            )
+            self.upsert(
+                connection,
+                t.exposure_files,
+                [
+                    {
+                        "dataset": e.dataset,
+                        "file": e.rate_filename,
+                        "assoc": association.name,
+                        "filter": e.filter,
+                        "pupil": e.pupil,
+                        "instrument": "NIRCAM",
+                        "detector": e.detector,
+                        "exptime": e.exptime,
+                        "expstart": e.t_min,
+                        "footprint": e.footprint,
+                        "ready": e.dataset not in held_back,
+                        "held_back_because": held_back.get(e.dataset, ""),
+                        "modtime": at,
+                    }
+                    for e in association.exposures
+                ],
+            )
+
+    def retire(self, connection: sa.Connection, field: str, kept: Iterable[Association]) -> None:
+        """Take exposures that are in none of a field's associations any more (refused since) out of the work.
+
+        Their rows stay, so that names and indices are never given twice; an association that lost all is status 12.
+        """
+        kept = list(kept)
+        datasets = {e.dataset for a in kept for e in a.exposures}
+        gone = set(self.known_associations(connection, field)) - datasets
+        connection.execute(
+            t.exposure_files.update()
+            .where(t.exposure_files.c.dataset.in_(gone))
+            .values(ready=False, held_back_because="refused by the survey", modtime=now())
+        )
+        connection.execute(
+            t.assoc_table.update()
+            .where(t.assoc_table.c.parent == field, t.assoc_table.c.assoc_name.not_in([a.name for a in kept]))
+            .values(
+                status=DO_NOT_RUN, dataURL="", cause="all of its exposures are refused by the survey", modtime=now()
+            )
+        )
+
+    def associations(self, field: str, ready_only: bool = True) -> list[Association]:
+        """Associations of a field with their newest exposures, in the order of their indices.
+
+        With ``ready_only`` exposures of held-back groups are left out, and associations that have no other.
+        """
+        with self.read() as connection:
+            latest = self.latest(connection, field)
+            query = (
+                sa.select(t.exposure_files.c.dataset, t.exposure_files.c.assoc, t.exposure_files.c.ready)
+                .join(t.assoc_table, t.assoc_table.c.assoc_name == t.exposure_files.c.assoc)
+                .where(t.assoc_table.c.parent == field)
+                .order_by(t.exposure_files.c.dataset)
+            )
+            members: dict[str, list[Exposure]] = {}
+            for row in connection.execute(query):
+                if row.dataset in latest and (row.ready or not ready_only):
+                    members.setdefault(row.assoc, []).append(latest[row.dataset][2])
+        return [Association(n, field, tuple(members[n])) for n in sorted(members, key=lambda n: n[-5:])]
+
+    def association(self, name: str) -> Association:
+        """One association with its ready exposures; `UnknownNameError` names the nearest."""
+        with self.read() as connection:
+            field = connection.scalar(sa.select(t.assoc_table.c.parent).where(t.assoc_table.c.assoc_name == name))
+            if field is None:
+                names = list(connection.scalars(sa.select(t.assoc_table.c.assoc_name)))
+                raise UnknownNameError("association", name, names)
+        return next(a for a in self.associations(field) if a.name == name)
+
+    def association_rows(self, field: str) -> list[sa.RowMapping]:
+        """Rows of ``assoc_table`` of one field."""
+        with self.read() as connection:
+            query = sa.select(t.assoc_table).where(t.assoc_table.c.parent == field).order_by(t.assoc_table.c.assoc_name)
+            return sorted(connection.execute(query).mappings(), key=lambda r: r["assoc_name"][-5:])
+
+    def exposure_rows(self, field: str) -> list[sa.RowMapping]:
+        """Rows of ``exposure_files`` of one field."""
+        with self.read() as connection:
+            query = (
+                sa.select(t.exposure_files)
+                .join(t.assoc_table, t.assoc_table.c.assoc_name == t.exposure_files.c.assoc)
+                .where(t.assoc_table.c.parent == field)
+                .order_by(t.exposure_files.c.dataset)
+            )
+            return list(connection.execute(query).mappings())
+
+    def set_status(self, name: str, status: int, cause: str = "") -> None:
+        """Mirror an association's state for those who ask by SQL."""
+        with self.write() as connection:
+            connection.execute(
+                t.assoc_table.update()
+                .where(t.assoc_table.c.assoc_name == name)
+                .values(status=status, cause=cause, modtime=now())
+            )

@@ -1,0 +1,110 @@
+"""Connections, transactions, upserts and migrations of the survey's database.
+
+SQLite (WAL) on a laptop, PostgreSQL in production: the same tables (``resources/tables.py``), the same code. Every
+writing method takes the connection of a transaction, so that what belongs together is committed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+
+from panoramic.errors import ConflictError, StorageError
+from resources import tables as t
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+# assoc_table.status, as the survey's users know it
+DEFINED, QUEUED, RUNNING, DONE, ALIGNMENT_FAILED, NO_DATA, DO_NOT_RUN = 70, 0, 1, 2, 9, 10, 12
+
+
+def now() -> datetime:
+    """The present in UTC, without time zone, as all tables keep it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class DatabaseCore:
+    """The survey's database behind one URL.
+
+    Parameters
+    ----------
+    url : e.g. ``sqlite:////home/me/data/survey.db`` or ``postgresql+psycopg2://...``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = sa.create_engine(url)
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    # --- transactions ---------------------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for reading, in one consistent snapshot."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that writes; it is rolled back as a whole if anything in it fails."""
+        with self.engine.connect().execution_options(panoramic_write=True) as connection:
+            try:
+                with connection.begin():
+                    yield connection
+            except sa.exc.OperationalError as error:
+                raise StorageError(f"the survey's database could not be written: {error.orig}") from error
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest revision; does nothing where they are there already."""
+        config = Config()
+        config.set_main_option("script_location", str(PROJECT / "migrations"))
+        config.attributes["engine"] = self.engine
+        command.upgrade(config, "head")
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows, or update those whose primary key is there."""
+        if not rows:
+            return
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        keys = [c.name for c in table.primary_key]
+        for row in rows:
+            statement = dialect.insert(table).values(**row)
+            others = {k: statement.excluded[k] for k in row if k not in keys}
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=others))
+
+    def claim(self, survey: str) -> None:
+        """Make this the home of a survey; another survey's name is refused."""
+        with self.write() as connection:
+            held = connection.scalar(sa.select(t.home.c.value).where(t.home.c.key == "survey"))
+            if held is None:
+                connection.execute(t.home.insert().values(key="survey", value=survey))
+            elif held != survey:
+                raise ConflictError(
+                    f"this PANORAMIC_HOME belongs to the survey {held!r}, not to {survey!r}: "
+                    "set PANORAMIC_HOME to another folder"
+                )
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins its own transactions, see _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA busy_timeout=60000")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # a writer takes its lock at once: an upgrade from reading to writing fails under load instead of waiting
+    writes = connection.get_execution_options().get("panoramic_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
