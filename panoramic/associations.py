@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from panoramic.errors import InputError
-from panoramic.footprints import hull, separation_arcmin
+from panoramic.footprints import ARCMIN, angle_between, chord, connected, hull, ragged, unit_vectors
 from panoramic.observations import Exposure
 from panoramic.survey import AssociationRules
 
+MEASURED_AT_ONCE = 1_000_000  # pairs of exposures; bounds the memory
 _INDEX = re.compile(r"_(\d{5})$")
 
 
@@ -74,7 +75,11 @@ def index_of(name: str) -> int:
 
 
 def associate(
-    field: str, exposures: Iterable[Exposure], known: Mapping[str, str], rules: AssociationRules
+    field: str,
+    exposures: Iterable[Exposure],
+    known: Mapping[str, str],
+    rules: AssociationRules,
+    taken: Iterable[str] = (),
 ) -> list[Association]:
     """Put each exposure of a field into exactly one association.
 
@@ -83,6 +88,7 @@ def associate(
     field : the field's name.
     exposures : those that are public and not refused; held-back ones included.
     known : association of each dataset that has one already; it keeps it.
+    taken : names that the field has given, also of associations without any exposure now (adopted, say).
 
     Returns
     -------
@@ -101,39 +107,100 @@ def associate(
             exposure.detector,
         )
         groups[key].append(exposure)
-    next_index = max((index_of(name) for name in known.values()), default=0) + 1
+    ordered_groups = [
+        own for _, own in sorted(groups.items(), key=lambda item: (min(e.t_min for e in item[1]), item[0]))
+    ]
+    next_index = max((index_of(name) for name in {*known.values(), *taken}), default=0) + 1
     members: dict[str, list[Exposure]] = defaultdict(list)
-    for _, own in sorted(groups.items(), key=lambda item: (min(e.t_min for e in item[1]), item[0])):
-        for cluster in _linked(own, rules):
-            names = sorted({known[e.dataset] for e in cluster if e.dataset in known}, key=index_of)
-            for exposure in cluster:
-                if exposure.dataset in known:
-                    members[known[exposure.dataset]].append(exposure)
-            fresh = [e for e in cluster if e.dataset not in known]
-            if not fresh:
-                continue
-            if not names:
-                names = [association_name(field, fresh[0], next_index)]
-                next_index += 1
-            members[names[0]] += fresh
+    for cluster in linked(ordered_groups, rules):
+        names = sorted({known[e.dataset] for e in cluster if e.dataset in known}, key=index_of)
+        for exposure in cluster:
+            if exposure.dataset in known:
+                members[known[exposure.dataset]].append(exposure)
+        fresh = [e for e in cluster if e.dataset not in known]
+        if not fresh:
+            continue
+        if not names:
+            names = [association_name(field, fresh[0], next_index)]
+            next_index += 1
+        members[names[0]] += fresh
     ordered = sorted(members, key=index_of)
     return [Association(n, field, tuple(sorted(members[n], key=lambda e: e.dataset))) for n in ordered]
 
 
-def _linked(exposures: list[Exposure], rules: AssociationRules) -> list[list[Exposure]]:
-    """Single-linkage clusters by distance of the middles and gap in time, in the order of their first exposure."""
-    clusters: list[list[Exposure]] = []
-    for exposure in sorted(exposures, key=lambda e: (e.t_min, e.dataset)):
-        near = [c for c in clusters if any(_close(exposure, other, rules) for other in c)]
-        merged = [exposure]
-        for cluster in near:
-            merged = cluster + merged
-            clusters.remove(cluster)
-        clusters.append(merged)
-    return sorted(clusters, key=lambda c: min((e.t_min, e.dataset) for e in c))
+def linked(groups: Sequence[list[Exposure]], rules: AssociationRules) -> list[list[Exposure]]:
+    """Single-linkage clusters inside each group, by distance of the middles and gap in time.
+
+    Returns
+    -------
+    The clusters, group by group, in each the ones that begin first before the others (by dataset where they begin
+    together), and in each cluster the exposures likewise.
+    """
+    ordered = [sorted(own, key=lambda e: (e.t_min, e.dataset)) for own in groups]
+    if all(len(own) == 1 for own in ordered):
+        return ordered
+    exposures = [e for own in ordered for e in own]
+    labels = _labels(exposures, np.repeat(np.arange(len(ordered)), [len(own) for own in ordered]), rules)
+    clusters: dict[int, list[Exposure]] = {}
+    for label, exposure in zip(labels.tolist(), exposures, strict=True):
+        clusters.setdefault(label, []).append(exposure)
+    return list(clusters.values())
 
 
-def _close(first: Exposure, second: Exposure, rules: AssociationRules) -> bool:
-    gap = max(first.t_min, second.t_min) - min(first.t_max, second.t_max)
-    apart = separation_arcmin(first.ra, first.dec, second.ra, second.dec)
-    return gap <= rules.maximum_gap_days and bool(apart <= rules.maximum_separation_arcmin)
+def _labels(exposures: Sequence[Exposure], group: np.ndarray, rules: AssociationRules) -> np.ndarray:
+    """A label (N,) for each exposure, the same for those that are linked.
+
+    Exposures of one small cell of sky and time belong together unmeasured; only pairs of neighbouring cells that
+    nothing else has joined yet are measured, exposure by exposure.
+    """
+    from scipy.spatial import cKDTree
+
+    columns = np.array([(e.ra, e.dec, e.t_min, e.t_max) for e in exposures])
+    directions, starts, ends = unit_vectors(columns[:, 0], columns[:, 1]), columns[:, 2], columns[:, 3]
+    side = chord(rules.maximum_separation_arcmin * ARCMIN) / np.sqrt(3) * (1 - 1e-9)
+    gap = rules.maximum_gap_days * (1 - 1e-9)
+    grid = np.floor(np.column_stack([directions / side, (starts - starts.min()) / gap]))
+    # an exposure that ends before it begins need not be near those that begin with it
+    alone = np.where(ends < starts, np.arange(1, len(exposures) + 1), 0)
+    keys = np.column_stack([group, grid.astype(np.int64), alone])
+    cells, cell = np.unique(keys, axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+    if len(cells) == len(np.unique(group)):
+        return cell
+    # neighbours: two cells away on the sky (the diagonal of three), and as many in time as an exposure lasts
+    reach = 2.5
+    in_time = 1.5 + np.ceil(max(float((ends - starts).max()), 0.0) / gap)
+    scale = np.array([4 * reach, 1, 1, 1, reach / in_time])
+    pairs = cKDTree(cells[:, :5] * scale).query_pairs(reach, p=np.inf, output_type="ndarray")
+    return _joined(cell, pairs, directions, starts, ends, rules)
+
+
+def _joined(
+    cell: np.ndarray,
+    pairs: np.ndarray,
+    directions: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    rules: AssociationRules,
+) -> np.ndarray:
+    """Labels (N,) after joining those pairs of cells that hold a close pair of exposures."""
+    order, counts = np.argsort(cell, kind="stable"), np.bincount(cell)
+    first = np.cumsum(counts) - counts
+    labels = np.arange(len(counts))
+    links = np.empty((0, 2), np.intp)
+    rows, owner = ragged(first[pairs[:, 0]], counts[pairs[:, 0]])
+    one, there = order[rows], pairs[owner, 1]  # each exposure of a pair's first cell against its second cell
+    while True:
+        apart = labels[cell[one]] != labels[there]
+        one, there = one[apart], there[apart]
+        if not len(one):
+            return labels[cell]
+        some = max(int(np.searchsorted(np.cumsum(counts[there]), MEASURED_AT_ONCE)), 1)
+        rows, owner = ragged(first[there[:some]], counts[there[:some]])
+        a, b = one[:some][owner], order[rows]
+        gaps = np.maximum(starts[a], starts[b]) - np.minimum(ends[a], ends[b])
+        near = angle_between(directions[a], directions[b]) / ARCMIN <= rules.maximum_separation_arcmin
+        close = near & (gaps <= rules.maximum_gap_days)
+        links = np.concatenate([links, np.unique(np.column_stack([cell[a[close]], cell[b[close]]]), axis=0)])
+        labels = connected(links, len(counts))
+        one, there = one[some:], there[some:]

@@ -53,6 +53,10 @@ class EmptyArchiveError(InputError):
     """The archive holds no exposure at all."""
 
 
+class UnknownProgramError(InputError):
+    """No program of that number exists in the archive."""
+
+
 class ExposureFileError(InputError):
     """An exposure's FITS file can't be used. Subclasses name the cause."""
 

@@ -1,7 +1,8 @@
 """Sky groups and their names: which field an exposure belongs to, for ever.
 
-Put here the rules of design section 5. Keep out storage: the caller hands in the fields that exist and keeps what
-comes back.
+Put here the rules of design section 5: single linkage on the sphere, joining known fields, names, merges and splits.
+Keep out storage (the caller hands in the fields that exist and keeps what comes back) and the geometry of footprints
+(`panoramic.footprints`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from panoramic.footprints import ARCMIN, edge_distance_arcmin, mean_position, unit_vectors
+from panoramic.footprints import (
+    ARCMIN,
+    FootprintSet,
+    angle_between,
+    chord,
+    connected,
+    positions_of,
+    ragged,
+    unit_vectors,
+)
 from panoramic.observations import Exposure
 from panoramic.survey import FieldRules
+
+WIDE = np.radians(1.0)  # a footprint of a larger radius is no NIRCam exposure: it is compared one by one
+ROUNDING_ARCMIN = 1e-6  # what shifted planes may lose
 
 
 @dataclass
@@ -28,11 +42,17 @@ class SkyField:
 
 @dataclass
 class FieldAssignment:
-    """Field of each newly placed dataset, the fields that are new, and exposures that touch a second field."""
+    """What a look at the exposures decided.
+
+    ``fields`` gives the field of each newly placed dataset, ``new`` the fields that did not exist, ``touching`` the
+    fields (its own first) of exposures that touch a second one. ``moved`` gives the field to which a dataset that was
+    placed before now belongs by the survey file's merges and splits; nothing else ever moves.
+    """
 
     fields: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     touching: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
 
 
 def field_name(ra: float, dec: float) -> str:
@@ -47,53 +67,75 @@ def field_name(ra: float, dec: float) -> str:
 def assign_fields(exposures: Sequence[Exposure], known: Mapping[str, SkyField], rules: FieldRules) -> FieldAssignment:
     """Give each exposure its field.
 
-    An exposure that is in a known field already stays there. A new one joins the nearest known field within the
-    buffer (edge to edge; the older at a tie); what joins none makes new fields, by single linkage within the buffer.
-    Merged fields (survey file) take new exposures under the name that is kept.
+    An exposure that is in a known field already stays there, unless the survey file's merges and splits say
+    otherwise. A new one joins the nearest known field within the buffer (edge to edge; the older at a tie), and takes
+    along the new ones that hang on it alone; what joins none makes new fields, by single linkage within the buffer. So
+    it does not matter in which batches exposures arrive, unless a later one bridges two fields. A field that was
+    merged away stands for the one that is kept; what was split off counts as its parent's place on the sky, and the
+    patterns of the split decide.
+
+    Parameters
+    ----------
+    exposures : all that were seen; those that are in ``known`` already are passed over.
+    known : the fields that exist by name; those without footprints only keep their name from being given again.
 
     Returns
     -------
     FieldAssignment
-        For the exposures that were not placed before. The partition does not depend on the order of ``exposures``.
+        Fields of the exposures that were not placed before, and moves. It does not depend on the order of
+        ``exposures``.
     """
     result = FieldAssignment()
+    for name in sorted(rules.changed() & set(known)):
+        for dataset in known[name].footprints:
+            target = rules.split(rules.merged(name), dataset)
+            if target != name:
+                result.moved[dataset] = target
     placed = {dataset for f in known.values() for dataset in f.footprints}
     by_dataset = {e.dataset: e for e in exposures if e.dataset not in placed}
     new = [by_dataset[dataset] for dataset in sorted(by_dataset)]
-    if not new:
-        return result
-    merged = {gone: kept for kept, names in rules.merges.items() for gone in names}
-    vertices = [e.vertices for e in new]
-    loose: list[int] = []
-    finder = _Neighbours([v for f in known.values() for v in f.footprints.values()]) if placed else None
-    owner = [name for name, f in known.items() for _ in f.footprints]
-    for index, exposure in enumerate(new):
-        near: dict[str, float] = {}
-        if finder is not None:
-            for other in finder.within(vertices[index], rules.buffer_arcmin):
-                distance = edge_distance_arcmin(vertices[index], finder.footprints[other])
-                if distance <= rules.buffer_arcmin:
-                    name = merged.get(owner[other], owner[other])
-                    near[name] = min(distance, near.get(name, np.inf))
-        if not near:
-            loose.append(index)
-            continue
-        ranked = sorted(near, key=lambda n: (round(near[n], 6), known[n].order if n in known else -1))
-        result.fields[exposure.dataset] = ranked[0]
-        if len(ranked) > 1:
-            result.touching[exposure.dataset] = tuple(ranked)
-    result.new += sorted(set(result.fields.values()) - set(known))  # the target of a merge that did not exist yet
-    taken = set(known)
-    for members in _clusters([vertices[i] for i in loose], rules.buffer_arcmin):
-        chosen = [loose[i] for i in members]
-        centre = mean_position(np.array([[new[i].ra, new[i].dec] for i in chosen]))
-        name = _free_name(field_name(*centre), taken)
-        name = merged.get(name, name)
-        if name not in taken and name not in result.new:
-            result.new.append(name)
-        taken.add(name)
-        result.fields.update({new[i].dataset: name for i in chosen})
+    footprints = FootprintSet([e.vertices for e in new])
+    owners, touched = _join(footprints, known, rules)
+    for index, owner in owners.items():
+        dataset = new[index].dataset
+        own = result.fields[dataset] = rules.split(owner, dataset)
+        others = [name for name in touched.get(index, ()) if name not in (owner, own)]
+        if others:
+            result.touching[dataset] = (own, *others)
+    # targets of merges and splits that did not exist yet
+    result.new = sorted((set(result.fields.values()) | set(result.moved.values())) - set(known))
+    loose = np.array([index for index in range(len(new)) if index not in owners], dtype=np.intp)
+    _name_new_fields([new[i] for i in loose], single_linkage(footprints.subset(loose), rules), known, rules, result)
     return result
+
+
+def _name_new_fields(
+    exposures: list[Exposure],
+    labels: np.ndarray,
+    known: Mapping[str, SkyField],
+    rules: FieldRules,
+    result: FieldAssignment,
+) -> None:
+    """Name the groups of exposures that joined no field, in the order of their first dataset."""
+    if not exposures:
+        return
+    directions = unit_vectors(np.array([e.ra for e in exposures]), np.array([e.dec for e in exposures]))
+    sums = np.column_stack([np.bincount(labels, weights=axis) for axis in directions.T])
+    members: dict[int, list[Exposure]] = defaultdict(list)
+    for label, exposure in zip(labels.tolist(), exposures, strict=True):
+        members[label].append(exposure)
+    created = set(result.new)
+    taken = {name for name in known if rules.merged(name) == name} | created  # a name merged away stands for another
+    for (ra, dec), group in zip(positions_of(sums).tolist(), members.values(), strict=True):
+        name = rules.merged(_free_name(field_name(ra, dec), taken))
+        taken.add(name)
+        for exposure in group:
+            own = rules.split(name, exposure.dataset)
+            result.fields[exposure.dataset] = own
+            if own not in created and own not in known:
+                created.add(own)
+                taken.add(own)
+                result.new.append(own)
 
 
 def _free_name(name: str, taken: set[str]) -> str:
@@ -106,49 +148,329 @@ def _free_name(name: str, taken: set[str]) -> str:
     return _free_name(name + "z", taken)
 
 
-class _Neighbours:
-    """Footprints whose edges may lie within a distance, found by their middles on the unit sphere."""
-
-    def __init__(self, footprints: list[np.ndarray]) -> None:
-        from scipy.spatial import cKDTree
-
-        self.footprints = footprints
-        self.middles = np.array([unit_vectors(*mean_position(v)) for v in footprints])
-        self.radii = np.array([_radius(v, m) for v, m in zip(footprints, self.middles, strict=True)])
-        self.tree = cKDTree(self.middles)
-
-    def within(self, vertices: np.ndarray, buffer_arcmin: float) -> list[int]:
-        middle = unit_vectors(*mean_position(vertices))
-        angle = buffer_arcmin * ARCMIN + self.radii.max() + _radius(vertices, middle)
-        return sorted(self.tree.query_ball_point(middle, 2 * np.sin(min(angle, np.pi) / 2)))
+# --- joining known fields ---------------------------------------------------------------------
 
 
-def _radius(vertices: np.ndarray, middle: np.ndarray) -> float:
-    """Angle (rad) from a footprint's middle to its farthest vertex."""
-    chord = np.linalg.norm(unit_vectors(vertices[:, 0], vertices[:, 1]) - middle, axis=1).max()
-    return float(2 * np.arcsin(min(chord / 2, 1.0)))
+def _join(
+    new: FootprintSet, known: Mapping[str, SkyField], rules: FieldRules
+) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """The known field that each new footprint joins, and the fields within the buffer where they are several."""
+    territories, names = _territories(known, rules)
+    if not len(new) or not names:
+        return {}, {}
+    seniority = [known[name].order if name in known else -1 for name in names]
+
+    def ranked(distances: Mapping[int, float]) -> list[int]:
+        return sorted(distances, key=lambda t: (round(distances[t], 6), seniority[t], names[t]))
+
+    old = FootprintSet([vertices for f in known.values() for vertices in f.footprints.values()])
+    near = _near(new, old, territories, rules.buffer_arcmin)
+    owners = np.full(len(new), -1)
+    for index, distances in near.items():
+        owners[index] = ranked(distances)[0]
+    chains = single_linkage(new, rules) if near else np.arange(len(new))
+    joined = np.unique(np.column_stack([chains, owners])[owners >= 0], axis=0)
+    fields_of_chain = np.bincount(joined[:, 0], minlength=len(new))
+    owner_of_chain = np.full(len(new), -1)
+    owner_of_chain[joined[:, 0]] = joined[:, 1]
+    follow = (owners < 0) & (fields_of_chain[chains] == 1)
+    owners[follow] = owner_of_chain[chains[follow]]
+    # new exposures that together bridge several fields: from each field outwards, the nearest first
+    bridges = np.flatnonzero(fields_of_chain[chains] > 1)
+    part = new.subset(bridges)
+    while (loose := np.flatnonzero(owners[bridges] < 0)).size:
+        front = np.flatnonzero(owners[bridges] >= 0)
+        found = _near(part.subset(loose), part.subset(front), owners[bridges[front]], rules.buffer_arcmin)
+        for index, distances in found.items():
+            owners[bridges[loose[index]]] = ranked(distances)[0]
+    for index, distances in _near(part, part, owners[bridges], rules.buffer_arcmin).items():
+        own = near.setdefault(int(bridges[index]), {})
+        own.update({t: min(distance, own.get(t, np.inf)) for t, distance in distances.items()})
+    touched = {index: [names[t] for t in ranked(found)] for index, found in near.items() if len(found) > 1}
+    return {int(index): names[owners[index]] for index in np.flatnonzero(owners >= 0)}, touched
 
 
-def _clusters(footprints: list[np.ndarray], buffer_arcmin: float) -> list[list[int]]:
-    """Single-linkage groups by edge distance, each sorted, in the order of their first member."""
-    if not footprints:
-        return []
-    parent = list(range(len(footprints)))
+def _near(
+    new: FootprintSet, old: FootprintSet, territories: np.ndarray, buffer_arcmin: float
+) -> dict[int, dict[int, float]]:
+    """Territories of old footprints within the buffer of each new one, with their edge distance in arcmin.
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
+    The distance is the territory's least one where several are near; of a single one it only says that it is near.
+    """
+    if not len(new) or not len(old):
+        return {}
+    apart = _tree(new.vectors).query(old.vectors)[0]
+    close = np.flatnonzero(apart <= chord(buffer_arcmin * ARCMIN + old.radii + new.radii.max()) * (1 + 1e-9))
+    old, territories = old.subset(close), territories[close]
+    which, others = _pairs_to_measure(new, old, territories, buffer_arcmin)
+    distances = new.edge_distances_arcmin(which, old, others)
+    result: dict[int, dict[int, float]] = {}
+    within = distances <= buffer_arcmin
+    for index, territory, distance in zip(
+        which[within].tolist(), territories[others[within]].tolist(), distances[within].tolist(), strict=True
+    ):
+        near = result.setdefault(index, {})
+        near[territory] = min(distance, near.get(territory, np.inf))
+    return result
 
-    finder = _Neighbours(footprints)
-    for i, vertices in enumerate(footprints):
-        for j in finder.within(vertices, buffer_arcmin):
-            if j <= i or root(i) == root(j):
-                continue
-            if edge_distance_arcmin(vertices, footprints[j]) <= buffer_arcmin:
-                parent[max(root(i), root(j))] = min(root(i), root(j))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(footprints)):
-        groups[root(i)].append(i)
-    return list(groups.values())
+
+def _territories(known: Mapping[str, SkyField], rules: FieldRules) -> tuple[np.ndarray, list[str]]:
+    """To whose place on the sky each known footprint counts: indices into a list of names."""
+    numbers: dict[str, int] = {}
+    result: list[int] = []
+    parents, changed = rules.parents(), rules.changed()
+    for name, f in known.items():
+        if name not in changed and name not in parents:
+            if f.footprints:
+                result += [numbers.setdefault(name, len(numbers))] * len(f.footprints)
+            continue
+        parent = parents.get(name)
+        for dataset in f.footprints:
+            # what was split off is still the parent's; a child may also have exposures that never were
+            owner = parent if parent is not None and rules.split(parent, dataset) == name else rules.merged(name)
+            result.append(numbers.setdefault(owner, len(numbers)))
+    return np.array(result, dtype=np.intp), list(numbers)
+
+
+def _pairs_to_measure(
+    new: FootprintSet, old: FootprintSet, territories: np.ndarray, buffer_arcmin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (new, old) among which is the nearest old footprint of each territory near a new one.
+
+    Where a single territory is in reach and the footprint with the nearest middle is within the buffer, that pair
+    says it all.
+    """
+    wide = _wide_pairs(new, old, buffer_arcmin)
+    here = _Cells(new, np.flatnonzero(new.radii <= WIDE), buffer_arcmin)
+    there = _Cells(old, np.flatnonzero(old.radii <= WIDE), buffer_arcmin, territories)
+    cells, cells_there = here.near(there, buffer_arcmin)
+    owners = territories[there.members[there.starts[cells_there]]] if len(cells_there) else cells_there
+    # one plane for each cell of new footprints and territory in its reach
+    planes, plane_of = np.unique(np.column_stack([cells, owners]), axis=0, return_inverse=True)
+    plane_of = plane_of.reshape(-1)
+    in_reach = np.bincount(planes[:, 0], minlength=len(here)) if len(planes) else np.zeros(len(here), int)
+    lone = here.members[np.repeat(in_reach == 1, here.counts)] if not len(wide[0]) else np.empty(0, np.intp)
+    nearest = _tree(old.vectors).query(new.vectors[lone])[1].astype(np.intp) if len(lone) else lone
+    settled = new.edge_distances_arcmin(lone, old, nearest) <= buffer_arcmin
+    open_ = np.ones(len(new), bool)
+    open_[lone[settled]] = False
+    rows, owner = ragged(here.starts[planes[:, 0]], here.counts[planes[:, 0]])
+    queries = here.members[rows]
+    asked = open_[queries]
+    needed = np.zeros(len(planes), bool)
+    needed[owner[asked]] = True
+    use = needed[plane_of]
+    rows_there, pair = ragged(there.starts[cells_there[use]], there.counts[cells_there[use]])
+    tangent = positions_of(here.centroids[planes[:, 0]]) if len(planes) else np.empty((0, 2))
+    which, others = _closest(
+        (new, queries[asked], owner[asked]),
+        (old, there.members[rows_there], plane_of[use][pair]),
+        tangent,
+        buffer_arcmin,
+    )
+    return (
+        np.concatenate([lone[settled], which, wide[0]]),
+        np.concatenate([nearest[settled], others, wide[1]]),
+    )
+
+
+# --- single linkage ---------------------------------------------------------------------------
+
+
+def single_linkage(footprints: FootprintSet, rules: FieldRules) -> np.ndarray:
+    """Groups of footprints that hang together by edge distances within the buffer.
+
+    Returns
+    -------
+    (N,) label of each footprint's group, counted from 0 in the order of the groups' first footprints.
+
+    Notes
+    -----
+    The edges of two footprints are no further apart than their middles, so the footprints of a small cell belong
+    together unmeasured. Pairs of near cells are then settled by one promising pair of footprints; only the few that
+    it leaves apart are searched in full, by a spatial index of polygons.
+    """
+    if not len(footprints):
+        return np.empty(0, np.intp)
+    buffer_arcmin = rules.buffer_arcmin
+    cells = _Cells(
+        footprints,
+        np.arange(len(footprints)),
+        buffer_arcmin,
+        np.where(footprints.radii > WIDE, np.arange(len(footprints)) + 1, 0),
+    )
+    ordinary = footprints.radii[cells.members[cells.starts]] <= WIDE
+    first, second = cells.near(cells, buffer_arcmin, ordinary)
+    first, second = first[first < second], second[first < second]
+    links = [_measured(footprints, cells, *_wide_pairs(footprints, footprints, buffer_arcmin), buffer_arcmin)]
+    links.append(_measured(footprints, cells, *_promising(footprints, cells, first, second), buffer_arcmin))
+    labels = connected(np.concatenate(links), len(cells))
+    undecided = (labels[first] != labels[second]) & (cells.counts[first] * cells.counts[second] > 1)
+    first, second = first[undecided], second[undecided]
+    rows, plane = ragged(cells.starts[first], cells.counts[first])
+    rows_there, plane_there = ragged(cells.starts[second], cells.counts[second])
+    tangent = positions_of(cells.centroids[first] + cells.centroids[second])
+    pairs = _closest(
+        (footprints, cells.members[rows], plane),
+        (footprints, cells.members[rows_there], plane_there),
+        tangent,
+        buffer_arcmin,
+    )
+    links.append(_measured(footprints, cells, *pairs, buffer_arcmin))
+    return in_order(connected(np.concatenate(links), len(cells))[cells.cell_of])
+
+
+def in_order(labels: np.ndarray) -> np.ndarray:
+    """The same groups, numbered from 0 in the order of their first members."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.intp)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse.reshape(-1)]
+
+
+def _measured(
+    footprints: FootprintSet, cells: _Cells, which: np.ndarray, others: np.ndarray, buffer_arcmin: float
+) -> np.ndarray:
+    """Links (L, 2) between cells, by the pairs of footprints that are within the buffer."""
+    within = footprints.edge_distances_arcmin(which, footprints, others) <= buffer_arcmin
+    return np.column_stack([cells.cell_of[which[within]], cells.cell_of[others[within]]])
+
+
+def _promising(
+    footprints: FootprintSet, cells: _Cells, first: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each pair of cells the member of each whose middle is nearest to the other's centroid."""
+    return _nearest_to(footprints, cells, first, second), _nearest_to(footprints, cells, second, first)
+
+
+def _nearest_to(footprints: FootprintSet, cells: _Cells, of: np.ndarray, target: np.ndarray) -> np.ndarray:
+    rows, pair = ragged(cells.starts[of], cells.counts[of])
+    members = cells.members[rows]
+    apart = np.linalg.norm(footprints.vectors[members] - cells.centroids[target][pair], axis=1)
+    order = np.lexsort((apart, pair))
+    return members[order[np.cumsum(cells.counts[of]) - cells.counts[of]]]
+
+
+# --- finding near footprints ------------------------------------------------------------------
+
+
+class _Cells:
+    """Footprints sorted into cells so small that the edges of any two in one cell lie within the buffer.
+
+    ``members[starts[c]:starts[c] + counts[c]]`` are the footprints of cell ``c``; footprints of different ``keys``
+    never share one. ``spreads`` is the angle (rad) from a cell's centroid to the farthest vertex in it.
+    """
+
+    def __init__(
+        self, footprints: FootprintSet, which: np.ndarray, buffer_arcmin: float, keys: np.ndarray | None = None
+    ) -> None:
+        part = footprints.subset(which)
+        inner = part.inner_radii().min(initial=np.inf)
+        # with a circle of radius q inside each, footprints 2 (arctan(b / 2) + q) apart are b apart in their plane
+        clique = 2 * (np.arctan(buffer_arcmin * ARCMIN / 2) + inner) * (1 - 1e-9)
+        grid = np.floor(part.vectors * (np.sqrt(3) / chord(clique))).astype(np.int64)
+        if keys is not None:
+            grid = np.column_stack([grid, keys[which]])
+        cell = _rows_as_labels(grid)
+        order = np.argsort(cell, kind="stable")
+        self.members = which[order]
+        self.counts = np.bincount(cell)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.cell_of = np.full(len(footprints), -1, dtype=np.intp)
+        self.cell_of[which] = cell
+        sums = np.add.reduceat(part.vectors[order], self.starts, axis=0) if len(which) else np.empty((0, 3))
+        self.centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        reach = angle_between(part.vectors, self.centroids[cell]) + part.radii
+        self.spreads = np.maximum.reduceat(reach[order], self.starts) if len(which) else np.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def near(
+        self, others: _Cells, buffer_arcmin: float, only: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of a cell here and a cell there (both among ``only``, if given) that may hold a near pair."""
+        here = np.arange(len(self)) if only is None else np.flatnonzero(only)
+        there = np.arange(len(others)) if only is None else here
+        if not len(here) or not len(there):
+            return np.empty(0, np.intp), np.empty(0, np.intp)
+        reach = buffer_arcmin * ARCMIN + self.spreads[here] + others.spreads[there].max()
+        found = _tree(others.centroids[there]).query_ball_point(self.centroids[here], chord(reach) * (1 + 1e-9))
+        first = np.repeat(here, np.fromiter(map(len, found), dtype=np.intp, count=len(found)))
+        second = there[np.fromiter((k for near in found for k in near), dtype=np.intp, count=len(first))]
+        apart = angle_between(self.centroids[first], others.centroids[second])
+        near = apart <= (buffer_arcmin * ARCMIN + self.spreads[first] + others.spreads[second]) * (1 + 1e-9)
+        return first[near], second[near]
+
+
+def _rows_as_labels(table: np.ndarray) -> np.ndarray:
+    """A number from 0 for each different row of an integer table."""
+    order = np.lexsort(table.T)
+    changes = np.any(np.diff(table[order], axis=0) != 0, axis=1)
+    labels = np.empty(len(table), np.intp)
+    labels[order] = np.concatenate([[0], np.cumsum(changes)])[: len(table)]
+    return labels
+
+
+def _wide_pairs(footprints: FootprintSet, others: FootprintSet, buffer_arcmin: float) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs that may be near, of which one is a footprint too wide for the cells."""
+    first, second = [], []
+    for flipped, (a, b) in enumerate([(footprints, others), (others, footprints)]):
+        for index in np.flatnonzero(a.radii > WIDE):
+            apart = angle_between(a.vectors[index], b.vectors)
+            near = np.flatnonzero(apart <= (buffer_arcmin * ARCMIN + a.radii[index] + b.radii) * (1 + 1e-9))
+            own = np.full(len(near), index)
+            first.append(near if flipped else own)
+            second.append(own if flipped else near)
+    empty = np.empty(0, np.intp)
+    return np.concatenate([empty, *first]), np.concatenate([empty, *second])
+
+
+def _closest(
+    queries: tuple[FootprintSet, np.ndarray, np.ndarray],
+    targets: tuple[FootprintSet, np.ndarray, np.ndarray],
+    tangent: np.ndarray,
+    buffer_arcmin: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs among which is the nearest target of each query in each plane, if it lies within the buffer.
+
+    Parameters
+    ----------
+    queries, targets : footprints, which of them take part, and the plane in which each does.
+    tangent : (P, 2) RA and Dec (deg) where the planes touch the sphere.
+
+    Returns
+    -------
+    Indices of queries and of targets. The planes stretch distances a little, so whatever may be the nearest is
+    listed; the exact distance decides.
+    """
+    import shapely
+
+    (footprints, which, plane), (others, which_others, plane_others) = queries, targets
+    empty = np.empty(0, np.intp)
+    if not len(which) or not len(which_others):
+        return empty, empty
+    centres = unit_vectors(tangent[:, 0], tangent[:, 1])
+    farthest = max(
+        float((angle_between(f.vectors[w], centres[p]) + f.radii[w]).max())
+        for f, w, p in ((footprints, which, plane), (others, which_others, plane_others))
+    )
+    stretch = 1 / np.cos(farthest) ** 2
+    limit = buffer_arcmin * stretch + ROUNDING_ARCMIN
+    # all planes side by side, further apart than the limit: one index serves them all
+    step = 2 * np.tan(farthest) / ARCMIN + 2 * limit
+    index = shapely.STRtree(others.flat_polygons(which_others, tangent[plane_others], plane_others * step))
+    asked = footprints.flat_polygons(which, tangent[plane], plane * step)
+    (query, target), distance = index.query_nearest(asked, max_distance=limit, return_distance=True, all_matches=False)
+    apart = distance > 0  # where they overlap, they do so in any plane
+    reach = np.minimum(distance[apart] * stretch**2 + ROUNDING_ARCMIN, limit)
+    more, more_targets = index.query(asked[query[apart]], predicate="dwithin", distance=reach)
+    query = np.concatenate([query[~apart], query[apart][more]])
+    target = np.concatenate([target[~apart], more_targets])
+    return which[query], which_others[target]
+
+
+def _tree(vectors: np.ndarray) -> Any:
+    from scipy.spatial import cKDTree
+
+    return cKDTree(vectors)

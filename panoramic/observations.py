@@ -6,6 +6,7 @@ rows come from (``resources/archive.py``).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,7 @@ class Exposure:
 
     Times are MJD (UTC), ``exptime`` is the effective exposure time in s, ``footprint`` is an S_REGION string.
     ``refused`` says by which rule of the survey it is left out, ``fault`` what is wrong with its file; both empty
-    where it is fine. ``warnings`` stay with it.
+    where it is fine. ``warnings`` stay with it. ``granted`` says that our token opens it before its release date.
     """
 
     dataset: str
@@ -65,11 +66,16 @@ class Exposure:
     refused: str = ""
     fault: str = ""
     warnings: tuple[str, ...] = ()
+    granted: bool = False
 
     @property
     def visit_id(self) -> str:
         """Program, observation and visit, as in the file name: ``02514162001``."""
         return f"{self.program:05d}{self.observation:03d}{self.visit:03d}"
+
+    def is_available(self, mjd: float) -> bool:
+        """Whether the data can be had at a date (MJD): released, or open to our token."""
+        return self.granted or self.release <= mjd
 
     @property
     def group(self) -> tuple[str, str, str, str, str]:
@@ -91,10 +97,12 @@ class Exposure:
         """The file that a reduction starts from."""
         return f"{self.dataset}_rate.fits"
 
-    @property
+    @functools.cached_property  # no field: equality, `asdict` and `replace` do not see it
     def vertices(self) -> np.ndarray:
-        """Footprint as (N, 2) RA and Dec in deg."""
-        return parse_s_region(self.footprint)
+        """Footprint as (N, 2) RA and Dec in deg; parsed once, and read-only."""
+        vertices = parse_s_region(self.footprint)
+        vertices.setflags(write=False)
+        return vertices
 
     @property
     def is_long_wave(self) -> bool:
@@ -108,13 +116,14 @@ class ParsedRows:
 
     ``exposures`` by dataset (refused and faulty ones included); ``errors`` the rows that could not be read as
     exposures at all: they are named, and hold nothing else up. ``unplaced`` gives the cause for each dataset that is
-    known by name only, so that its group can be held back.
+    known by name only, so that its group can be held back. ``n_other`` rows are of other instruments.
     """
 
     exposures: dict[str, Exposure] = field(default_factory=dict)
     errors: list[ArchiveRowError] = field(default_factory=list)
     unplaced: dict[str, str] = field(default_factory=dict)
     n_rows: int = 0
+    n_other: int = 0
 
 
 def is_long_wave(detector: str) -> bool:
@@ -166,7 +175,8 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRu
             continue
         dataset = parts["dataset"].lower()
         if parts["detector"].upper() not in DETECTORS or parts["suffix"].lower() not in SUFFIX_RANK:
-            continue  # another instrument's detector or a guide-star product: no NIRCam image
+            parsed.n_other += 1  # another instrument's detector or a guide-star product: no NIRCam image
+            continue
         file_id = 0 if is_null(row.get("ArchiveFileID")) else int(float(row["ArchiveFileID"]))
         order = (-SUFFIX_RANK[parts["suffix"].lower()], file_id)
         if dataset not in best or order > best[dataset][0]:
@@ -225,6 +235,7 @@ def _exposure(row: Mapping[str, Any], source: str, number: int, rules: ExposureR
         refused=_refusal(row, parts["dataset"].lower(), filter_name, pupil, rules),
         fault="" if is_null(row.get("_fault")) else str(row["_fault"]),
         warnings=tuple(warnings),
+        granted=row.get("_granted") is True,
     )
 
 

@@ -46,12 +46,27 @@ class SimulatedArchive(Section):
 
 
 class MastArchive(Section):
-    """The Mikulski Archive for Space Telescopes."""
+    """The Mikulski Archive for Space Telescopes.
+
+    ``products`` names what is downloaded of each exposure: the count rates, and the raw ramps if they are asked for.
+    ``companions`` is a folder of what an archive's own folder would bring: ``crds/``, ``reference_catalogs/`` and
+    ``grizli/`` (docs/data_products.md); a relative path starts at the survey file.
+    """
 
     kind: Literal["mast"]
     url: str = "https://mast.stsci.edu"
     parallel_downloads: int = Field(default=4, ge=1, le=16)
     timeout_s: Positive = 60.0
+    full_look_days: Positive = 1.0
+    products: tuple[Literal["rate", "uncal"], ...] = ("rate",)
+    companions: Path | None = None
+
+    @field_validator("products")
+    @classmethod
+    def _with_rates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "rate" not in value:
+            raise ValueError("products must hold 'rate': the reduction starts from it; 'uncal' may be added")
+        return value
 
 
 class ExposureRules(Section):
@@ -83,22 +98,78 @@ class Expected(Section):
 
 
 class FieldRules(Section):
-    """How exposures become fields. Merges and splits are by name, and the only way to change a field."""
+    """How exposures become fields. Merges and splits are by name, and the only way to change a field.
 
-    buffer_arcmin: Positive = 25.0
+    ``merges`` gives the fields that each kept field takes over. ``splits`` gives, for a parent field, its child
+    fields and the shell patterns of the datasets that belong to each. Merges come first, then splits.
+    """
+
+    buffer_arcmin: float = Field(default=25.0, gt=0, le=600)
     merges: dict[str, tuple[str, ...]] = {}
+    splits: dict[str, dict[str, tuple[str, ...]]] = {}
 
     @model_validator(mode="after")
     def _consistent_merges(self) -> FieldRules:
         seen: dict[str, str] = {}
         for kept, gone in self.merges.items():
             for name in gone:
+                if name == kept:
+                    raise ValueError(f"field {name} is merged into itself")
                 if name in seen and seen[name] != kept:
                     raise ValueError(f"field {name} is merged into both {seen[name]} and {kept}")
                 if name in self.merges:
                     raise ValueError(f"field {name} is merged into {kept} and is itself a target of merges")
                 seen[name] = kept
         return self
+
+    @model_validator(mode="after")
+    def _consistent_splits(self) -> FieldRules:
+        gone = {name: kept for kept, names in self.merges.items() for name in names}
+        parent_of: dict[str, str] = {}
+        child_of: dict[str, str] = {}
+        for parent, children in self.splits.items():
+            if parent in gone:
+                raise ValueError(f"field {parent} is merged into {gone[parent]} and is also split")
+            for child, patterns in children.items():
+                if child == parent:
+                    raise ValueError(f"field {child} is split from itself")
+                if child in self.splits:
+                    raise ValueError(f"field {child} is split from {parent} and is itself split")
+                if child in gone:
+                    raise ValueError(f"field {child} is split from {parent} and is also merged into {gone[child]}")
+                if child in parent_of:
+                    raise ValueError(f"field {child} is split from both {parent_of[child]} and {parent}")
+                parent_of[child] = parent
+                for pattern in patterns:
+                    if child_of.get(pattern, child) != child:
+                        raise ValueError(f"datasets {pattern} are split off into both {child_of[pattern]} and {child}")
+                    child_of[pattern] = child
+        return self
+
+    def merged(self, name: str) -> str:
+        """The field that stands for ``name``: the one that it is merged into, or itself."""
+        return next((kept for kept, gone in self.merges.items() if name in gone), name)
+
+    def split(self, name: str, dataset: str) -> str:
+        """The field of a dataset that is or would be in field ``name``: one of its children, or ``name`` itself.
+
+        Where patterns of two children match, the longer pattern decides, then the alphabet.
+        """
+        matches = [
+            (-len(pattern), child)
+            for child, patterns in self.splits.get(name, {}).items()
+            for pattern in patterns
+            if fnmatch.fnmatchcase(dataset, pattern.lower())
+        ]
+        return min(matches)[1] if matches else name
+
+    def changed(self) -> set[str]:
+        """Fields whose exposures may belong to another field."""
+        return {name for gone in self.merges.values() for name in gone} | set(self.splits)
+
+    def parents(self) -> dict[str, str]:
+        """Parent of each child field."""
+        return {child: parent for parent, children in self.splits.items() for child in children}
 
 
 class AssociationRules(Section):
@@ -292,9 +363,12 @@ class Survey(Section):
             if first["type"] == "extra_forbidden":
                 reason = "unknown key; docs/survey_file.md lists the known ones"
             raise SurveyFileError(path, f"{dotted}: {reason}", line) from error
-        if isinstance(survey.archive, FolderArchive) and not survey.archive.path.is_absolute():
-            archive = FolderArchive(kind="folder", path=(path.resolve().parent / survey.archive.path))
-            survey = survey.model_copy(update={"archive": archive})
+        archive, here = survey.archive, path.resolve().parent
+        if isinstance(archive, FolderArchive) and not archive.path.is_absolute():
+            survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=here / archive.path)})
+        if isinstance(archive, MastArchive) and archive.companions and not archive.companions.is_absolute():
+            absolute = archive.model_copy(update={"companions": here / archive.companions})
+            survey = survey.model_copy(update={"archive": absolute})
         return survey
 
 

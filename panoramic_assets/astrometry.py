@@ -32,7 +32,14 @@ from panoramic_assets.common import (
 )
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import Outcome, OwnReference, association_key, is_final, reduce_association, without_data
+from panoramic_assets.reducing import (
+    Outcome,
+    OwnReference,
+    association_folder,
+    is_final,
+    reduce_association,
+    without_data,
+)
 from resources.home import Home, HomeResource
 
 # area of one detector on the sky, arcmin2 (NIRCam: 129 and 63 arcsec a side; jwst-docs "NIRCam Detectors")
@@ -77,7 +84,7 @@ def own_sources(home: Home, members: Sequence[Association]) -> Table:
         stored = home.database.reduction(association.name)
         if stored is None or not stored[2].accepted or stored[1].catalog is None:
             continue
-        catalog = Table.read(home.storage.path(f"{association_key(association)}/{stored[1].catalog}"))
+        catalog = Table.read(home.storage.path(f"{association_folder(association.name)}/{stored[1].catalog}"))
         tables[association.name] = select_own(catalog, home.survey.reference.selection)
     return merge_own(tables)
 
@@ -159,13 +166,13 @@ def publish_reference(
     house, field = home.open(), field_of(context)
     sources = own_sources(house, members_of(house, field))
     house.database.publish_reference(field, sources)
-    metadata = outcome_metadata(house, field, [*first, *second])
+    metadata = outcome_metadata(house, [*first, *second])
     metadata["published sources"] = len(sources)
     version = digest_of([np.round(sources["ra"], 8).tolist(), np.round(sources["dec"], 8).tolist()])
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(version[:16]))
 
 
-def outcome_metadata(home: Home, field: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What a person wants to see of a field's reductions: numbers that the UI plots over time, table, pictures."""
     metadata: dict[str, Any] = {
         "associations": len(outcomes),
@@ -185,7 +192,7 @@ def outcome_metadata(home: Home, field: str, outcomes: Sequence[Outcome]) -> dic
         metadata["fewest absolute matches"] = min(o.absolute_n for o in outcomes if o.absolute_error_mas is not None)
     metadata["associations table"] = as_table([vars(o) | {"near": "; ".join(o.near)} for o in outcomes])
     for outcome in outcomes[:12]:
-        plot = home.storage.path(f"{field}/associations/{outcome.association}/{outcome.association}_alignment.png")
+        plot = home.storage.path(f"{association_folder(outcome.association)}/{outcome.association}_alignment.png")
         if plot.exists():
             metadata[f"alignment {outcome.association.rsplit('_', 1)[-1]}"] = picture(plot, outcome.association)
     return metadata
@@ -308,7 +315,7 @@ def reference_nothing_held_back(context: dg.AssetCheckExecutionContext, home: Ho
 def held_back_answer(home: Home, names: Sequence[str]) -> dg.AssetCheckResult:
     """Name what was held back, and what passed near a limit."""
     verdicts = verdicts_of(home, names)
-    causes = {row["assoc_name"]: row["cause"] for row in _rows(home, names)}
+    causes = home.database.causes(names)
     rows = []
     for name in names:
         verdict = verdicts.get(name)
@@ -328,11 +335,6 @@ def held_back_answer(home: Home, names: Sequence[str]) -> dg.AssetCheckResult:
         warn_only=True,
         table=rows,
     )
-
-
-def _rows(home: Home, names: Sequence[str]) -> list[Any]:
-    fields = {name.split("_", 1)[0] for name in names}
-    return [row for field in fields for row in home.database.association_rows(field)]
 
 
 checks = [relative_alignment, absolute_alignment, reference_source_count, reference_nothing_held_back]

@@ -1,6 +1,7 @@
-"""The command line: ``panoramic run``, ``simulate``, ``ui``, ``status``, ``fields``, ``associations``, ``explain``.
+"""The command line: ``panoramic run``, ``simulate``, ``ui``.
 
-Put here options and printing. Keep out decisions: they are the checks'.
+Put here what starts work. Keep out questions (`cli_questions.py`), discovery (`cli_discovery.py`) and decisions: those
+are the checks'.
 """
 
 from __future__ import annotations
@@ -9,91 +10,32 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+import yaml
 from rich.table import Table
 
-from panoramic.errors import InputError, PanoramicError
-from panoramic.survey import FolderArchive, SimulatedArchive, Survey
-from resources.home import SIMULATED_SURVEY, Home, home_from_environment, survey_of_folder
+from panoramic.errors import InputError
+from panoramic.survey import SimulatedArchive, Survey
+from panoramic_assets import cli_discovery, cli_questions
+from panoramic_assets.console import (
+    ArchiveOption,
+    FieldOption,
+    SurveyOption,
+    choose_survey,
+    console,
+    ensure_archive,
+    open_home,
+    refusing,
+    say,
+)
+from resources.home import SIMULATED_SURVEY, Home
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
 )
-console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
-
-SurveyOption = Annotated[
-    Path | None, typer.Option("--survey", help="Survey file; by default the home's own, else the simulated one.")
-]
-ArchiveOption = Annotated[Path | None, typer.Option("--archive", help="A folder of NIRCam rate files to work on.")]
-FieldOption = Annotated[list[str] | None, typer.Option("--field", help="Only this field; may be given several times.")]
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Turn typed errors into one line and an exit code: 2 for bad input, 1 for what may be better later."""
-    try:
-        yield
-    except PanoramicError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
-
-
-def open_home() -> Home:
-    """The home that the environment names; Dagster's own home goes into it."""
-    resource = home_from_environment()
-    home = Home(Path(resource.path), os.environ.get("PANORAMIC_DATABASE_URL", ""), os.environ.get("MAST_API_TOKEN", ""))
-    os.environ["PANORAMIC_HOME"] = str(home.path)
-    os.environ["DAGSTER_HOME"] = str(home.path / "dagster")
-    # one thread a step: the steps themselves run side by side
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    return home
-
-
-def choose_survey(home: Home, survey_file: Path | None, archive: Path | None) -> Survey:
-    """The survey that a command works on."""
-    if survey_file is not None:
-        survey = Survey.load(survey_file)
-    elif home.survey_file.exists():
-        survey = home.survey
-    elif archive is not None:
-        survey = survey_of_folder(archive)
-    else:
-        survey = Survey.load(SIMULATED_SURVEY)
-    check_parameters(survey)
-    if archive is not None:
-        survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=archive.resolve())})
-    return survey
-
-
-def check_parameters(survey: Survey) -> None:
-    """Refuse engine parameters that the engine does not know, before anything runs."""
-    from panoramic.reduction.grizli_parameters import validate_parameters
-
-    validate_parameters(survey.reduction.parameters)
-    for override in survey.reduction.overrides:
-        validate_parameters(survey.reduction.parameters | override.parameters)
-
-
-def ensure_archive(home: Home, survey: Survey) -> None:
-    """Write the simulated archive where the survey has one and it is not there yet."""
-    if isinstance(survey.archive, SimulatedArchive):
-        from panoramic.simulate.archive import simulate_archive
-
-        simulate_archive(survey.archive.simulation, home.path / "archive", progress=say, workers=2)
-
-
-def say(message: str) -> None:
-    """One line of progress with the time."""
-    console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {message}")
 
 
 @app.command()
@@ -101,8 +43,10 @@ def simulate(
     path: Annotated[Path | None, typer.Argument(help="Folder to write; by default the home's archive.")] = None,
     survey: SurveyOption = None,
     seed: Annotated[int | None, typer.Option(help="Another sky and other noise.")] = None,
+    serve: Annotated[bool, typer.Option(help="Then put it behind MAST's protocol, until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="Port of that server.")] = 8765,
 ) -> None:
-    """Write the simulated archive: exposures, CRDS cache, reference catalogues, truth."""
+    """Write the simulated archive: exposures, CRDS cache, reference catalogues, truth; or serve it as MAST would."""
     from panoramic.simulate.archive import simulate_archive
 
     with refusing():
@@ -116,6 +60,22 @@ def simulate(
         folder = path or home.path / "archive"
         simulate_archive(simulation, folder, progress=say, workers=2)
         say(f"the archive is in {folder}")
+        if serve:
+            from panoramic.simulate.server import serve_archive
+
+            target = folder / "served.yaml"
+            serve_archive(folder, port=port, announce=lambda url: _tell_how(chosen, folder, target, url))
+
+
+def _tell_how(survey: Survey, folder: Path, target: Path, url: str) -> None:
+    """Write the survey file of a served archive, and say how it is used."""
+    settings = survey.model_dump(mode="json", exclude_defaults=True) | {
+        "name": f"{survey.name}.served",
+        "archive": {"kind": "mast", "url": url, "companions": str(folder.resolve())},
+    }
+    target.write_text(yaml.safe_dump(settings, sort_keys=False))
+    say(f"MAST's protocol at {url}; Ctrl-C ends it. In another shell:")
+    console.print(f"  PANORAMIC_HOME=./served panoramic run --survey {target}", markup=False)
 
 
 @app.command()
@@ -194,108 +154,8 @@ def ui(
     os.execv(str(Path(sys.executable).with_name("dagster")), arguments)  # noqa: S606 - our own interpreter's program
 
 
-@app.command()
-def ingest(survey: SurveyOption = None, archive: ArchiveOption = None) -> None:
-    """Look at the archive and write down what is there; no FITS pixel is touched and nothing is run."""
-    with refusing():
-        home = open_home()
-        chosen = choose_survey(home, survey, archive)
-        home.prepare(chosen)
-        ensure_archive(home, chosen)
-        from panoramic_assets import running
-
-        running.take_in(home, [], say)
-
-
-@app.command()
-def fields() -> None:
-    """List the survey's fields."""
-    with refusing():
-        home = opened()
-        table = Table("field", "RA [deg]", "Dec [deg]", "exposures", "associations", "done", "held back", "mosaics")
-        for name in home.database.field_names():
-            row = home.database.field(name)
-            rows = home.database.association_rows(name)
-            table.add_row(
-                name,
-                f"{row['ra']:.5f}",
-                f"{row['dec']:+.5f}",
-                str(len([e for e in home.database.exposures(name) if not e.refused])),
-                str(len(rows)),
-                str(sum(r["status"] == 2 for r in rows)),
-                str(sum(r["status"] in (9, 10, 70) for r in rows)),
-                str(len(home.database.mosaics(name))),
-            )
-        console.print(table)
-
-
-@app.command()
-def associations(field: str) -> None:
-    """List a field's associations, with their numbers."""
-    with refusing():
-        home = opened()
-        home.database.field(field)
-        table = Table(
-            "association",
-            "filter",
-            "detector",
-            "exposures",
-            "status",
-            "RMS [px]",
-            "reference",
-            "N",
-            "error [mas]",
-            "cause",
-        )
-        from panoramic_assets.running import association_numbers
-
-        for row in home.database.association_rows(field):
-            numbers = association_numbers(home, row["assoc_name"])
-            table.add_row(
-                row["assoc_name"], row["filter"], row["detector"],
-                str(row["dataURL"].count(",") + 1), str(row["status"]),
-                numbers["rms"], numbers["reference"], numbers["n"], numbers["error"], row["cause"],
-            )  # fmt: skip
-        console.print(table)
-        console.print("status: 70 waits for exposures, 0 queued, 1 running, 2 done, 9 alignment failed, 10 no data")
-
-
-@app.command()
-def status() -> None:
-    """What the survey has, what is wrong in its archive, and which runs are under way."""
-    with refusing():
-        home = opened()
-        console.print(f"survey {home.survey.name} in {home.path}")
-        from panoramic_assets.running import unfinished_runs
-
-        names = home.database.field_names()
-        console.print(f"{len(names)} fields, {sum(len(home.database.exposures(n)) for n in names)} exposures")
-        for fault in home.database.faults():
-            console.print(f"  archive: {fault['name']}: {fault['reason']} ({fault['kind']})", markup=False)
-        for line in unfinished_runs():
-            console.print(f"  {line}", markup=False)
-
-
-@app.command()
-def explain(field: str) -> None:
-    """Why is this field not finished, or what does its product lack?"""
-    with refusing():
-        home = opened()
-        home.database.field(field)
-        from panoramic_assets.running import explain_field
-
-        for line in explain_field(home, field):
-            console.print(line, markup=False)
-
-
-def opened() -> Home:
-    """The home, which must have a survey already."""
-    home = open_home()
-    if not home.survey_file.exists():
-        raise InputError(f"{home.path} holds no survey yet: start with `panoramic run`, or set PANORAMIC_HOME")
-    home.database.migrate()
-    return home
-
+cli_discovery.register(app)
+cli_questions.register(app)
 
 if __name__ == "__main__":
     app()

@@ -18,60 +18,111 @@ import sqlalchemy as sa
 from dagster import AssetKey, AssetMaterialization, AssetRecordsFilter, DagsterInstance
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from panoramic.completeness import assess
 from panoramic.errors import InputError
 from panoramic.fields import FieldAssignment, assign_fields
 from panoramic.footprints import mean_position
-from panoramic.observations import Exposure, ParsedRows, is_revision, parse_rows, split_filename
+from panoramic.observations import (
+    SUFFIX_RANK,
+    Exposure,
+    ParsedRows,
+    is_revision,
+    parse_rows,
+    split_filename,
+)
 from panoramic.provenance import digest_of
-from panoramic.survey import DETECTORS, Survey
+from panoramic.survey import DETECTORS, MastArchive, Survey
 from panoramic_assets.partitions import FIELDS
 from resources import tables as t
 from resources.archive import ArchiveLook
-from resources.database import Database
+from resources.database import Database, Known
 
 MAST_ARCHIVE = AssetKey("mast_archive")
+
+# what is no revision but may still change: the survey's rules, the release date, the state of the file
+VOLATILE = ("refused", "fault", "release", "granted", "filename", "checksum", "file_id", "size")
 
 
 @dataclass
 class IngestReport:
-    """What a look at the archive brought: datasets by what happened to them, refusals and faults with their reason."""
+    """What a look at the archive brought: datasets by what happened to them, refusals and faults with their reason.
+
+    ``not_seen`` are known datasets outside a window; ``gone`` those that a full look no longer shows (they are kept).
+    ``incomplete`` gives what the touched fields lack, with the cause. ``moved`` gives the field of each dataset that
+    the survey file's merges or splits put elsewhere.
+    """
 
     n_rows: int = 0
+    n_other: int = 0
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    not_seen: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     unreleased: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    incomplete: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     new_fields: list[str] = field(default_factory=list)
     touched_fields: list[str] = field(default_factory=list)
+    dry_run: bool = False
 
 
-def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime) -> IngestReport:
+def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime, dry_run: bool = False) -> IngestReport:
     """Write what a look at the archive showed, in one transaction; the same look again changes nothing.
 
     Parameters
     ----------
     at : the time of the look, UTC. Exposures whose release date is later are known but wait.
+    dry_run : do all of it and take it back.
     """
     parsed = parse_rows(look.rows, look.source, survey.exposures)
     exposures = {d: _of_this_survey(e, survey) for d, e in parsed.exposures.items()}
-    report = IngestReport(n_rows=parsed.n_rows, errors=[str(e) for e in parsed.errors])
+    report = IngestReport(n_rows=parsed.n_rows, n_other=parsed.n_other, errors=[str(e) for e in parsed.errors])
+    report.dry_run = dry_run
     report.refused = {d: e.refused for d, e in exposures.items() if e.refused}
+    report.unreleased = [d for d, e in exposures.items() if not e.is_available(mjd(at))]
     report.faults = {f.name: f.reason for f in look.faults}
     named = set(report.faults.values())
     report.faults |= {d: reason for d, reason in parsed.unplaced.items() if reason not in named}
-    with database.write() as connection:
+    with database.rehearse() if dry_run else database.write() as connection:
         known = database.latest(connection)
-        assignment = _place(database, connection, exposures, survey)
-        _write_fields(database, connection, assignment, exposures, at)
-        report.new_fields = assignment.new
-        for dataset, exposure in exposures.items():
-            _write_exposure(database, connection, exposure, known.get(dataset), assignment, at, report)
+        adopted = {d: f for d, f in database.adopted(connection).items() if d not in known}
+        assignment = _place(database, connection, exposures, known, adopted, survey)
+        _write_fields(database, connection, assignment, exposures, known, at)
+        database.move_exposures(connection, assignment.moved)
+        report.new_fields, report.moved = assignment.new, dict(sorted(assignment.moved.items()))
+        _write_exposures(database, connection, exposures, known, assignment, adopted, at, look.complete, report)
+        _write_refusals(connection, exposures, at)
         _write_faults(database, connection, look, parsed, at)
-        report.touched_fields = _write_data_versions(database, connection, look, set(report.refused), at)
+        unseen = sorted(set(known) - set(exposures) - set(parsed.unplaced))
+        report.gone, report.not_seen = (unseen, []) if look.complete else ([], unseen)
+        latest = database.latest(connection) if report.new or report.changed or report.moved else known
+        latest = _as_they_are_now(latest, exposures, report)
+        report.touched_fields = _write_data_versions(database, connection, look, latest, set(report.refused), at)
+        report.incomplete = _incomplete(database, connection, latest, survey, report.touched_fields, at)
+        database.remember_look(connection, look.at_mjd, look.complete, _question(survey))
     return report
+
+
+def look_since(database: Database, survey: Survey, at: datetime) -> float | None:
+    """From which date (MJD) of ingestion on the sensor need ask the archive; None asks for everything.
+
+    A window can't show what left the archive, nor what a changed survey file asks for: now and then, and after such a
+    change, the look is a full one.
+    """
+    looks = database.last_looks(_question(survey))
+    if looks is None or not isinstance(survey.archive, MastArchive):
+        return None
+    last, full = looks
+    return None if mjd(at) - full >= survey.archive.full_look_days else last
+
+
+def _question(survey: Survey) -> str:
+    """Digest of what a look asks the archive for."""
+    return digest_of([survey.archive.model_dump(mode="json"), survey.programs, survey.exposures.model_dump()])[:16]
 
 
 def mjd(at: datetime) -> float:
@@ -86,11 +137,22 @@ def _of_this_survey(exposure: Exposure, survey: Survey) -> Exposure:
 
 
 def _place(
-    database: Database, connection: sa.Connection, exposures: Mapping[str, Exposure], survey: Survey
+    database: Database,
+    connection: sa.Connection,
+    exposures: Mapping[str, Exposure],
+    known: Mapping[str, Known],
+    adopted: Mapping[str, str],
+    survey: Survey,
 ) -> FieldAssignment:
-    """Fields of the exposures that have none yet; refused ones make none and are in none."""
-    known = database.sky_fields(connection)
-    return assign_fields([e for e in exposures.values() if not e.refused], known, survey.fields)
+    """Fields of the exposures that have none yet, and those that the survey file moves.
+
+    Refused exposures make no field and are in none; adopted ones are in the field that they were adopted with.
+    """
+    fields = database.sky_fields(connection, known)
+    for dataset, name in adopted.items():
+        if dataset in exposures:
+            fields[name].footprints[dataset] = exposures[dataset].vertices
+    return assign_fields([e for e in exposures.values() if not e.refused], fields, survey.fields)
 
 
 def _write_fields(
@@ -98,12 +160,15 @@ def _write_fields(
     connection: sa.Connection,
     assignment: FieldAssignment,
     exposures: Mapping[str, Exposure],
+    known: Mapping[str, Known],
     at: datetime,
 ) -> None:
     ordinal = connection.scalar(sa.select(sa.func.max(t.fields.c.ordinal))) or 0
+    members: dict[str, list[Exposure]] = defaultdict(list)
+    for dataset, name in (assignment.fields | assignment.moved).items():
+        members[name].append(exposures[dataset] if dataset in exposures else known[dataset][2])
     for number, name in enumerate(assignment.new, start=ordinal + 1):
-        members = [exposures[d] for d, f in assignment.fields.items() if f == name]
-        ra, dec = mean_position(np.array([[e.ra, e.dec] for e in members]))
+        ra, dec = mean_position(np.array([[e.ra, e.dec] for e in members[name]]))
         row = {"name": name, "ordinal": number, "ra": ra, "dec": dec, "data_version": "", "archive_count": 0}
         database.upsert(connection, t.fields, [row | {"looked_at": at, "touching": {}}])
     touching: dict[str, dict[str, list[str]]] = defaultdict(dict)
@@ -114,35 +179,82 @@ def _write_fields(
         connection.execute(t.fields.update().where(t.fields.c.name == name).values(touching=old | datasets))
 
 
-def _write_exposure(
+def _write_exposures(
     database: Database,
     connection: sa.Connection,
-    exposure: Exposure,
-    known: tuple[int, str, Exposure] | None,
+    exposures: Mapping[str, Exposure],
+    known: Mapping[str, Known],
     assignment: FieldAssignment,
+    adopted: Mapping[str, str],
     at: datetime,
+    complete: bool,
     report: IngestReport,
 ) -> None:
-    if exposure.release > mjd(at):
-        report.unreleased.append(exposure.dataset)
-    if known is None:
-        name = assignment.fields.get(exposure.dataset)
-        if name is not None:
-            report.new.append(exposure.dataset)
-            database.put_exposure(connection, exposure, 1, name, at, at)
-        return
-    revision, name, old = known
-    if is_revision(old, exposure):
-        report.changed.append(exposure.dataset)
-        database.put_exposure(connection, exposure, revision + 1, name, at, at)
-        return
-    report.unchanged.append(exposure.dataset)
-    o = t.observations
-    values: dict[str, Any] = {"last_seen": at}
-    # what is no revision but may still change: the survey's rules, the release date, the state of the file
-    for column in ("refused", "fault", "release", "filename", "checksum", "file_id", "size"):
-        values[column] = getattr(exposure, column)
-    connection.execute(o.update().where(o.c.dataset == exposure.dataset, o.c.revision == revision).values(**values))
+    """Write new exposures, new revisions, and what else changed; sort the datasets into the report."""
+    revisions: list[tuple[Exposure, int, str]] = []
+    updates: list[dict[str, Any]] = []
+    for dataset, exposure in exposures.items():
+        standing = known.get(dataset)
+        if standing is None:
+            name = assignment.moved.get(dataset) or adopted.get(dataset) or assignment.fields.get(dataset)
+            if name is not None:
+                report.new.append(dataset)
+                revisions.append((exposure, 1, name))
+            continue
+        revision, name, old = standing
+        if not complete and _is_lesser_product(old, exposure):
+            report.unchanged.append(dataset)
+            continue
+        if is_revision(old, exposure):
+            report.changed.append(dataset)
+            revisions.append((exposure, revision + 1, assignment.moved.get(dataset, name)))
+            continue
+        report.unchanged.append(dataset)
+        values = {column: getattr(exposure, column) for column in VOLATILE}
+        if any(getattr(old, column) != value for column, value in values.items()):
+            updates.append({"key_dataset": dataset, "key_revision": revision} | values)
+    database.put_exposures(connection, revisions, at)
+    database.update_exposures(connection, updates)
+    database.mark_seen(connection, report.unchanged, at)
+
+
+def _is_lesser_product(old: Exposure, new: Exposure) -> bool:
+    """Whether a window shows only a lesser product of the same version: the standing file is still in the archive."""
+    same_version = (old.cal_ver, old.crds_ctx) == (new.cal_ver, new.crds_ctx)
+    return same_version and SUFFIX_RANK[old.suffix] < SUFFIX_RANK[new.suffix]
+
+
+def _as_they_are_now(
+    latest: Mapping[str, Known], exposures: Mapping[str, Exposure], report: IngestReport
+) -> dict[str, Known]:
+    """The newest revisions with what was updated without a new revision, so that they need not be read again."""
+    current = dict(latest)
+    for dataset in report.unchanged:
+        revision, name, old = latest[dataset]
+        new = exposures[dataset]
+        if any(getattr(old, column) != getattr(new, column) for column in ("refused", "fault", "release", "granted")):
+            state = {c: getattr(new, c) for c in ("refused", "fault", "release", "granted")}
+            current[dataset] = (revision, name, dataclasses.replace(old, **state))
+    return current
+
+
+def _write_refusals(connection: sa.Connection, exposures: Mapping[str, Exposure], at: datetime) -> None:
+    """Keep the reason of each refusal, also of exposures that are in no field; drop it where it no longer holds."""
+    r = t.refusals
+    old = set(connection.scalars(sa.select(r.c.dataset)))
+    refused = [e for e in exposures.values() if e.refused]
+    rows = [
+        {"dataset": e.dataset, "program": e.program, "reason": e.refused, "first_seen": at, "last_seen": at}
+        for e in refused
+    ]
+    fresh = [row for row in rows if row["dataset"] not in old]
+    if fresh:
+        connection.execute(r.insert(), fresh)
+    again = [{"key": row["dataset"], "reason": row["reason"], "last_seen": at} for row in rows if row["dataset"] in old]
+    if again:
+        connection.execute(r.update().where(r.c.dataset == sa.bindparam("key")), again)
+    for dataset in old & {d for d, e in exposures.items() if not e.refused}:
+        connection.execute(r.delete().where(r.c.dataset == dataset))
 
 
 def _write_faults(
@@ -168,8 +280,12 @@ def _write_faults(
             "reason": fault.reason,
             "seen": at,
         }
+    f = t.archive_faults
     if look.complete:
-        connection.execute(t.archive_faults.delete())
+        connection.execute(f.delete())
+    else:  # a window: what it shows whole is whole
+        mended = set(connection.scalars(sa.select(f.c.dataset))) & set(parsed.exposures)
+        connection.execute(f.delete().where(f.c.dataset.in_(mended)))
     database.upsert(connection, t.archive_faults, list(rows.values()))
 
 
@@ -181,14 +297,19 @@ def _dataset_of(name: str) -> str:
 
 
 def _write_data_versions(
-    database: Database, connection: sa.Connection, look: ArchiveLook, refused: set[str], at: datetime
+    database: Database,
+    connection: sa.Connection,
+    look: ArchiveLook,
+    latest: Mapping[str, Known],
+    refused: set[str],
+    at: datetime,
 ) -> list[str]:
     """Give each field the digest of what a downstream step would see of it; returns the fields that changed."""
     members: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     field_of: dict[str, str] = {}
     visits: dict[str, set[str]] = defaultdict(set)
-    for dataset, (revision, name, e) in database.latest(connection).items():
-        members[name].append((dataset, revision, e.refused, e.fault, e.release <= mjd(at)))
+    for dataset, (revision, name, e) in sorted(latest.items()):
+        members[name].append((dataset, revision, e.refused, e.fault, e.is_available(mjd(at))))
         field_of[dataset] = name
         visits[e.visit_id].add(name)
     # what is known by name only holds its group back, so it is part of what downstream sees
@@ -196,9 +317,14 @@ def _write_data_versions(
         dataset = row["dataset"]
         for name in visits.get(dataset[2:13], ()) if dataset not in field_of else ():
             members[name].append(("unplaced", dataset))
+    for group in database.released_groups(connection):
+        for name in visits.get(group[0], ()):
+            members[name].append(("released", *group))
     counts = _archive_counts(look.rows, field_of, visits, refused)
     touched = []
     for row in connection.execute(sa.select(t.fields)).mappings().all():
+        if not members[row["name"]] and not row["data_version"]:
+            continue  # adopted, and the archive has shown nothing of it yet
         version = digest_of(members[row["name"]])[:16]
         values: dict[str, Any] = {}
         if version != row["data_version"]:
@@ -209,6 +335,27 @@ def _write_data_versions(
         if values:
             connection.execute(t.fields.update().where(t.fields.c.name == row["name"]).values(**values))
     return touched
+
+
+def _incomplete(
+    database: Database,
+    connection: sa.Connection,
+    latest: Mapping[str, Known],
+    survey: Survey,
+    names: Iterable[str],
+    at: datetime,
+) -> dict[str, str]:
+    """What is missing from some fields, with the cause."""
+    unplaced = {d: why for d, why in database.unplaced(connection).items() if d not in latest}
+    released, refused = database.released_groups(connection), database.refusals(connection)
+    members: dict[str, list[Exposure]] = {name: [] for name in names}
+    for _, name, exposure in latest.values():
+        if name in members:
+            members[name].append(exposure)
+    missing: dict[str, str] = {}
+    for exposures in members.values():
+        missing |= assess(exposures, survey, mjd(at), unplaced, released, refused).all_missing
+    return dict(sorted(missing.items()))
 
 
 def _archive_counts(
@@ -240,8 +387,7 @@ def _archive_counts(
 def unreported(database: Database, instance: DagsterInstance) -> list[AssetMaterialization]:
     """Events that Dagster lacks: each field whose stored data version is not the one that it knows last."""
     events = []
-    for name in database.field_names():
-        stored = database.field(name)["data_version"]
+    for name, stored in database.data_versions().items():
         records = instance.fetch_materializations(
             AssetRecordsFilter(asset_key=MAST_ARCHIVE, asset_partitions=[name]), limit=1
         ).records
@@ -253,7 +399,7 @@ def unreported(database: Database, instance: DagsterInstance) -> list[AssetMater
 
 def report(database: Database, instance: DagsterInstance, on_event: Callable[[str], None] | None = None) -> list[str]:
     """Add missing partition keys and report changed fields to Dagster; returns the fields reported."""
-    missing = set(database.field_names()) - set(instance.get_dynamic_partitions(FIELDS))
+    missing = set(database.data_versions()) - set(instance.get_dynamic_partitions(FIELDS))
     if missing:
         instance.add_dynamic_partitions(FIELDS, sorted(missing))
     events = unreported(database, instance)

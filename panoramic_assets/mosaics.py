@@ -22,7 +22,7 @@ from panoramic_assets.astrometry import members_of, published_reference
 from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_of, mapping_key, picture, verifies
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_key, products_stand, publish, staging
+from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_folder, products_stand, publish, staging
 from panoramic_assets.visits import enough, standing_filters
 from resources.home import Home, HomeResource
 
@@ -55,7 +55,7 @@ def inputs_of(home: Home, members: list[Association]) -> list[MosaicInput]:
             continue
         first = association.first
         for exposure in stored[1].exposures:
-            path = home.storage.path(f"{association_key(association)}/{exposure.filename}")
+            path = home.storage.path(f"{association_folder(association.name)}/{exposure.filename}")
             inputs.append(
                 MosaicInput(
                     exposure.dataset, association.name, path, first.detector, first.filter, first.pupil, exposure.sha256
@@ -232,7 +232,7 @@ def astrometry_of(home: Home, field: str, row: Any) -> list[AstrometryMeasuremen
     for association in (a for a in members if a.name in in_mosaic):
         stored = home.database.reduction(association.name)
         own = (
-            Table.read(home.storage.path(f"{association_key(association)}/{stored[1].catalog}"))
+            Table.read(home.storage.path(f"{association_folder(association.name)}/{stored[1].catalog}"))
             if stored and stored[1].catalog
             else None
         )

@@ -40,18 +40,20 @@ mast_archive = dg.AssetSpec(
 
 
 def is_public(exposure: Exposure) -> bool:
-    """Whether an exposure's release date has passed."""
-    return exposure.release <= mjd(datetime.now(UTC).replace(tzinfo=None))
+    """Whether an exposure can be had now: its release date has passed, or our token opens it."""
+    return exposure.is_available(mjd(datetime.now(UTC).replace(tzinfo=None)))
 
 
 def completeness_of(home: Home, field: str) -> Completeness:
     """What is missing from a field now."""
-    unplaced = {f["dataset"]: f["reason"] for f in home.database.faults() if f["dataset"]}
     exposures = home.database.exposures(field)
     known = {e.dataset for e in exposures}
-    unplaced = {d: reason for d, reason in unplaced.items() if d not in known}
+    with home.database.read() as connection:
+        unplaced = {d: why for d, why in home.database.unplaced(connection).items() if d not in known}
+        released = home.database.released_groups(connection)
+        refused = home.database.refusals(connection)
     present = datetime.now(UTC).replace(tzinfo=None)
-    return assess(exposures, home.survey, mjd(present), unplaced)
+    return assess(exposures, home.survey, mjd(present), unplaced, released, refused)
 
 
 @dg.asset(
@@ -85,11 +87,40 @@ def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
             "footprints": picture(plot, "footprints") if used else "every exposure is refused",
             "region file": dg.MetadataValue.path(regions),
             "by filter and detector": as_table(_summary(used)),
+            "visits": as_table(visit_rows(house, field)),
             "warnings": as_table([{"dataset": e.dataset, "warning": w} for e in used for w in e.warnings]),
             "touching fields": row["touching"],
         },
         data_version=dg.DataVersion(row["data_version"]),
     )
+
+
+def visit_rows(home: Home, field: str) -> list[dict[str, Any]]:
+    """What each visit of a field has and lacks, for people."""
+    verdicts = completeness_of(home, field)
+    visits: dict[str, list[Exposure]] = {}
+    for exposure in home.database.exposures(field):
+        if not exposure.refused:
+            visits.setdefault(exposure.visit_id, []).append(exposure)
+    rows = []
+    for visit, own in sorted(visits.items()):
+        groups = [v for g, v in verdicts.groups.items() if g[0] == visit]
+        lacks = {what: why for what, why in verdicts.all_missing.items() if what[2:13] == visit}
+        rows.append(
+            {
+                "visit": visit,
+                "start [MJD]": round(min(e.t_min for e in own), 4),
+                "exposures": len(own),
+                "filters": " ".join(sorted({e.element.upper() for e in own})),
+                "detectors": " ".join(sorted({e.detector for e in own})),
+                "groups": len(groups),
+                "waiting": sum(not v.ready for v in groups),
+                "released by hand": "; ".join(sorted({v.released for v in groups if v.released})),
+                "lacks": "; ".join(f"{what}: {why}" for what, why in sorted(lacks.items())) or "nothing",
+                "notes": "; ".join(note for note in verdicts.notes if note.startswith(f"visit {visit}")),
+            }
+        )
+    return rows
 
 
 def _summary(exposures: list[Any]) -> list[dict[str, Any]]:

@@ -33,10 +33,11 @@ from panoramic.plots import plot_alignment, plot_image
 from panoramic.provenance import canonical, digest_of, record, sha256_of
 from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
 from panoramic.reference import sources_digest
+from resources.archive import FileRequest
 from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING
 from resources.home import Home
 
-STAGE_VERSION = "1"
+STAGE_VERSION = "2"
 JULIAN_YEAR_MJD = 51544.5
 
 Log = Callable[[str], None]
@@ -92,9 +93,9 @@ class Outcome:
     peak_mib: float = 0.0
 
 
-def association_key(association: Association) -> str:
-    """Where an association's products lie in the storage."""
-    return f"{association.field}/associations/{association.name}"
+def association_folder(name: str) -> str:
+    """Where an association's products lie in the storage: below the field that named it, also where it moved since."""
+    return f"{name.split('_', 1)[0]}/associations/{name}"
 
 
 def reference_candidates(home: Home, association: Association, own: OwnReference, minimum_cover: float) -> Candidates:
@@ -155,7 +156,7 @@ def reduce_association(
     engine = home.engine(association)
     stored = home.database.reduction(name)
     try:
-        inputs = {e.dataset: fetch(home, e) for e in association.exposures}
+        inputs = fetch(home, association.exposures, log)
     except (ServiceError, ExposureFileError) as error:
         if stored is None or not made_of_these(home, association) or not products_stand(home, name, verify):
             raise
@@ -178,7 +179,7 @@ def reduce_association(
     home.database.set_status(name, RUNNING)
     home.storage.require_room(150_000_000 * (2 + len(inputs)))
     exposures = tuple(ExposureInput(dataset, path) for dataset, path in inputs.items())
-    folder = staging(home, association_key(association))
+    folder = staging(home, association_folder(association.name))
     attempts: list[dict[str, Any]] = []
     try:
         tries: list[ReferenceSources | None] = [*candidates.usable] or [None]
@@ -217,7 +218,7 @@ def reduce_association(
             reference_catalog=f"{reference.name} {sources_digest(reference)}" if reference else "",
             checks={"verdict": verdict.status, "cause": verdict.cause},
         )
-        products = publish(home, folder, association_key(association), fingerprint, provenance)
+        products = publish(home, folder, association_folder(association.name), fingerprint, provenance)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     home.database.put_reduction(association, fingerprint, result, verdict, attempts, products)
@@ -230,11 +231,26 @@ def staging(home: Home, key: str) -> Path:
     return place.with_name(f".staged-{place.name}")
 
 
-def fetch(home: Home, exposure: Exposure) -> Path:
-    """The exposure's verified rate file; size and checksum are the archive's where they belong to that very file."""
-    if exposure.filename != exposure.rate_filename:
-        return home.archive.fetch(exposure.rate_filename)
-    return home.archive.fetch(exposure.rate_filename, exposure.size or None, exposure.checksum or None)
+def fetch(home: Home, exposures: Sequence[Exposure], log: Log) -> dict[str, Path]:
+    """The exposures' verified rate files by dataset, several at once where they must be fetched."""
+
+    def tell(name: str, so_far: int, total: int | None) -> None:
+        log(f"{name}: {so_far / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{name}: {so_far / 1e6:.0f} MB")
+
+    paths = home.archive.fetch_many([file_request(e) for e in exposures], tell)
+    return {e.dataset: paths[e.rate_filename] for e in exposures}
+
+
+def file_request(exposure: Exposure) -> FileRequest:
+    """What is asked of the archive; size and checksum are its row's where they belong to that very file."""
+    own_row = exposure.filename == exposure.rate_filename
+    return FileRequest(
+        exposure.rate_filename,
+        exposure.size or None if own_row else None,
+        exposure.checksum or None if own_row else None,
+        exposure.cal_ver or None,
+        exposure.file_id or None,
+    )
 
 
 def calibration_references(home: Home, paths: Sequence[Path]) -> dict[str, str]:

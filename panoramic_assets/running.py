@@ -23,6 +23,7 @@ from panoramic_assets.common import VERIFY
 from panoramic_assets.ingest import ingest, report
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
+from panoramic_assets.replay import report_lines
 from panoramic_assets.visits import standing_filters
 from resources.home import Home
 from resources.processes import RUN, identity
@@ -81,16 +82,9 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
     """
     look = home.archive.look()
     found = ingest(home.database, home.survey, look, datetime.now(UTC).replace(tzinfo=None))
-    say(
-        f"archive: {found.n_rows} rows; {len(found.new)} new exposures, {len(found.changed)} changed, "
-        f"{len(found.unchanged)} known, {len(found.refused)} refused, {len(found.unreleased)} not yet public"
-    )
-    for dataset, reason in [*sorted(found.refused.items())[:10], *sorted(found.faults.items())]:
-        say(f"  {dataset}: {reason}")
-    for error in found.errors:
-        if error not in found.faults.values():
-            say(f"  {error}")
-    names = home.database.field_names()
+    for line in report_lines(found):
+        say(line)
+    names = list(home.database.data_versions())
     for name in wanted:
         if name not in names:
             raise UnknownNameError("field", name, names)

@@ -18,7 +18,7 @@ from panoramic_assets.astrometry import (
 from panoramic_assets.common import RETRY, answer, field_of, mapping_key, verdicts_of
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import Outcome, association_key
+from panoramic_assets.reducing import Outcome, association_folder
 from resources.home import Home, HomeResource
 
 
@@ -74,7 +74,7 @@ def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: 
     names = [a.name for a in house.database.associations(field)]
     fingerprints = {n: s[0] for n in names if (s := house.database.reduction(n)) is not None}
     verdicts = {n: v.status for n, v in verdicts_of(house, names).items()}
-    metadata = outcome_metadata(house, field, outcomes)
+    metadata = outcome_metadata(house, outcomes)
     metadata["taken from the reference as they are"] = len(names) - len(outcomes)
     metadata["degradations"] = len(house.database.field_degradations(field))
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of([fingerprints, verdicts])[:16]))
@@ -160,7 +160,7 @@ def _files(home: Home, association: Association) -> dict[str, str]:
     stored = home.database.reduction(association.name)
     problems = {}
     for exposure in stored[1].exposures if stored else ():
-        path = home.storage.path(f"{association_key(association)}/{exposure.filename}")
+        path = home.storage.path(f"{association_folder(association.name)}/{exposure.filename}")
         try:
             with fits.open(path) as hdus:
                 shape = hdus["SCI"].shape

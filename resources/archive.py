@@ -6,10 +6,13 @@ Put here what every archive has in common, and the choice between them. Keep out
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from panoramic.errors import ExposureFileError, PanoramicError
 from panoramic.survey import FolderArchive as FolderRules
 from panoramic.survey import MastArchive as MastRules
 from panoramic.survey import Survey
@@ -26,8 +29,15 @@ FAULT_KINDS = {
     "row_without_file": "the archive's table lists an exposure of which there is no file",
     "file_without_row": "a file that the archive's table does not list: its row is built from its header, it counts",
     "bad_row": "a row of the archive's table can't be read, or a file's name is none of a JWST exposure",
+    "unknown_program": "a program of the survey file that the archive does not know",
 }
 FAULT_KEY = "_fault"
+"""A row's key under which an archive says why the exposure can't be used (text)."""
+GRANTED_KEY = "_granted"
+"""A row's key that is True where the data are not public yet and the token has rights to them; else absent."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Told of a transfer: file name, bytes so far, bytes in all (None: unknown). Never from two threads at once."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,27 @@ class ArchiveLook:
     complete: bool = True
 
 
+@dataclass(frozen=True)
+class FileRequest:
+    """One file that is wanted, and what the archive says of *this very file*.
+
+    Parameters
+    ----------
+    filename : e.g. ``jw02514162001_03201_00003_nrcalong_rate.fits``.
+    size, checksum : bytes and md5 where a row is of this file, else None.
+    cal_ver : version of the calibration software by the dataset's row: where no md5 applies, a file that an older
+        version made is refused.
+    file_id : ArchiveFileID of the dataset's row: where no md5 applies, a file that was fetched under another one is
+        fetched anew.
+    """
+
+    filename: str
+    size: int | None = None
+    checksum: str | None = None
+    cal_ver: str | None = None
+    file_id: int | None = None
+
+
 class Archive(Protocol):
     """A place that lists exposures and gives their files."""
 
@@ -75,8 +106,8 @@ class Archive(Protocol):
 
         Raises
         ------
-        EmptyArchiveError
-            There is nothing, with what was searched.
+        EmptyArchiveError, UnknownProgramError
+            There is nothing, with what was searched; no program of the survey exists.
         ArchiveRowError
             The archive's own table can't be read.
         ArchiveUnavailableError, ArchiveAccessError
@@ -84,13 +115,14 @@ class Archive(Protocol):
         """
         ...
 
-    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None) -> Path:
+    def fetch(
+        self, filename: str, size: int | None = None, checksum: str | None = None, cal_ver: str | None = None
+    ) -> Path:
         """A local file, verified.
 
         Parameters
         ----------
-        filename : e.g. ``jw02514162001_03201_00003_nrcalong_rate.fits``.
-        size, checksum : bytes and md5 if the archive states them *for this very file*, else None.
+        filename, size, checksum, cal_ver : see `FileRequest`.
 
         Raises
         ------
@@ -98,6 +130,21 @@ class Archive(Protocol):
             The file is there and can't be used.
         ArchiveUnavailableError, ArchiveAccessError
             It could not be had.
+        """
+        ...
+
+    def fetch_many(self, requests: Sequence[FileRequest], on_progress: Progress | None = None) -> dict[str, Path]:
+        """Local files, each verified, by file name.
+
+        Parameters
+        ----------
+        on_progress : told of transfers, at most every few seconds.
+
+        Raises
+        ------
+        TruncatedFileError, WrongShapeError, MissingKeywordError, ChecksumMismatchError, ArchiveUnavailableError, \
+ArchiveAccessError
+            The first error, after all other files were tried; it names every file that failed.
         """
         ...
 
@@ -117,6 +164,45 @@ class Archive(Protocol):
         ...
 
 
+def fetch_all(requests: Sequence[FileRequest], fetch: Callable[[FileRequest], Path], parallel: int) -> dict[str, Path]:
+    """Fetch each file once, several at a time; see `Archive.fetch_many` for what is raised.
+
+    Parameters
+    ----------
+    fetch : gets one file; called from `parallel` threads.
+    """
+    wanted = {request.filename: request for request in requests}
+    paths: dict[str, Path] = {}
+    failures: dict[str, PanoramicError] = {}
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = {name: pool.submit(fetch, request) for name, request in wanted.items()}
+        try:
+            for name, future in futures.items():
+                try:
+                    paths[name] = future.result()
+                except PanoramicError as error:
+                    failures[name] = error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # a bug or an interrupt: don't begin the rest
+            raise
+    if failures:
+        _raise_together(failures)
+    return paths
+
+
+def _raise_together(failures: dict[str, PanoramicError]) -> NoReturn:
+    """Raise the first error; its message names the other files that failed too."""
+    (_, first), *others = failures.items()
+    if not others:
+        raise first
+    also = f"; {len(others)} more failed: " + "; ".join(
+        str(error) if name in str(error) else f"{name}: {error}" for name, error in others
+    )
+    if isinstance(first, ExposureFileError):
+        raise type(first)(first.path, first.reason + also) from first
+    raise type(first)(f"{first}{also}") from first
+
+
 def make_archive(survey: Survey, home: Path, token: str | None = None) -> Archive:
     """The archive that a survey file asks for.
 
@@ -124,13 +210,14 @@ def make_archive(survey: Survey, home: Path, token: str | None = None) -> Archiv
     ----------
     home : PANORAMIC_HOME: the simulated archive lies in ``home/archive``, downloads go to ``home/downloads`` and what
         is remembered of files to ``home/cache``.
-    token : MAST token for data that are not public, or None.
+    token : MAST token for data that are not public; None: the one that `resources.tokens.find_token` finds.
     """
     rules = survey.archive
     if isinstance(rules, MastRules):
         from resources.archive_mast import MastArchive
+        from resources.tokens import find_token
 
-        return MastArchive(rules, survey.programs, home / "downloads", token)
+        return MastArchive(rules, survey.programs, home / "downloads", token or find_token())
     from resources.archive_folder import FolderArchive
 
     path = rules.path if isinstance(rules, FolderRules) else home / "archive"

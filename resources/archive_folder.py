@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from panoramic.errors import (
 )
 from panoramic.observations import optical_element, split_filename
 from panoramic.survey import DETECTORS
-from resources.archive import FAULT_KEY, ArchiveFault, ArchiveLook
+from resources.archive import FAULT_KEY, ArchiveFault, ArchiveLook, FileRequest, Progress, fetch_all
 from resources.archive_table import ArchiveTable, find_table, read_table
 from resources.exposure_files import FULL_FRAME, check_exposure, read_headers, row_from_headers, row_from_name
 from resources.file_facts import FileFacts
@@ -124,6 +124,9 @@ class FolderArchive:
             raise EmptyArchiveError(self._nothing_found(look.faults))
         for name, reason in table.bad if table else []:
             look.faults.append(ArchiveFault(name, reason, "bad_row"))
+        for name in table.older if table else []:
+            reason = f"{table_path} lists it more than once; the row with the largest ArchiveFileID counts"
+            look.faults.append(ArchiveFault(name, reason, "bad_row"))
         seen = self._facts.all("seen")
         known = self._facts.all("exposure")
         for name, places in sorted(files.items()):
@@ -140,16 +143,34 @@ class FolderArchive:
             self._facts.forget(kind, gone)
         return look
 
-    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None) -> Path:
+    def fetch(
+        self,
+        filename: str,
+        size: int | None = None,
+        checksum: str | None = None,
+        cal_ver: str | None = None,  # noqa: ARG002 - the file itself is what there is
+    ) -> Path:
         """The file itself, verified again (by its digest if size or mtime changed since the last look).
 
         Raises
         ------
         TruncatedFileError, WrongShapeError, MissingKeywordError, ChecksumMismatchError, ArchiveUnavailableError
         """
-        places = self._files(None).get(Path(filename).name.lower(), [])
+        return self._verified(self._files(None), FileRequest(filename, size, checksum))
+
+    def fetch_many(
+        self,
+        requests: Sequence[FileRequest],
+        on_progress: Progress | None = None,  # noqa: ARG002 - nothing travels
+    ) -> dict[str, Path]:
+        """The files themselves, each verified as `fetch` does; the folder is searched once."""
+        files = self._files(None)
+        return fetch_all(requests, lambda request: self._verified(files, request), parallel=1)
+
+    def _verified(self, files: dict[str, list[_File]], request: FileRequest) -> Path:
+        places = files.get(Path(request.filename).name.lower(), [])
         if not places:
-            raise ArchiveUnavailableError(f"{filename} is not in {self._searched}; put it there and run again")
+            raise ArchiveUnavailableError(f"{request.filename} is not in {self._searched}; put it there and run again")
         file = places[0]
         inspection = self._inspect(file, self._facts.get("exposure", file.path, file.size, file.mtime_ns))
         if inspection.kind in FAULT_ERRORS:
@@ -157,7 +178,7 @@ class FolderArchive:
         if inspection.kind:
             raise ArchiveUnavailableError(f"{file.path}: {inspection.reason}")
         try:
-            if reason := self._contradiction(file, size, checksum):
+            if reason := self._contradiction(file, request.size, request.checksum):
                 raise ChecksumMismatchError(file.path, reason)
         except OSError as error:
             raise ArchiveUnavailableError(f"{file.path}: can't be read: {error.strerror}") from error

@@ -1,37 +1,52 @@
 """MAST, the Mikulski Archive for Space Telescopes, as an archive.
 
-Put here the archive's own terms: services, filters, paging. Keep out how bytes travel (`downloads.py`).
+Put here the archive's own terms: services, filters, paging, tokens. Keep out how bytes travel (`downloads.py`).
 
 The keyword service lists one row per file, mostly the highest level of an exposure; the checksum and size of a row
-belong to that row's own file name.
+belong to that row's own file name. The missions search knows which programs exist, and each file's size.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
 from astropy.time import Time
 
-from panoramic.errors import ArchiveUnavailableError, EmptyArchiveError, InputError
-from panoramic.observations import is_null
+from panoramic.errors import (
+    ArchiveAccessError,
+    ArchiveUnavailableError,
+    EmptyArchiveError,
+    InputError,
+    ServiceError,
+    UnknownProgramError,
+)
+from panoramic.observations import is_null, split_filename
 from panoramic.survey import MastArchive as MastRules
-from resources.archive import ArchiveLook
-from resources.downloads import Fetcher
+from resources.archive import GRANTED_KEY, ArchiveFault, ArchiveLook, FileRequest, Progress, fetch_all
+from resources.downloads import Fetcher, SeldomProgress
 from resources.exposure_files import FULL_FRAME
 from resources.http_session import prepare_session, service_error
 
 SERVICE = "Mast.Jwst.Filtered.Nircam"
 PRODUCT_LEVELS = ("2a", "2b")
 PAGE_ROWS = 5000
+FILE_SETS_PER_REQUEST = 1000
 OVERLAP_DAYS = 1.0  # rows whose ingestion ended late, after younger ones were already seen
 EXECUTING_PAUSE_S = 1.0
 END_OF_TIME_MJD = 99999.0
+
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
 
 
 class MastArchive:
@@ -39,7 +54,7 @@ class MastArchive:
 
     Parameters
     ----------
-    rules : the survey's ``archive`` section: address, time-out, parallel downloads.
+    rules : the survey's ``archive`` section: address, time-out, parallel downloads, products.
     programs : the programs that are asked for.
     download_folder : where files go.
     token : for data that are not public, or None; sent as a header, never stored or logged.
@@ -64,37 +79,49 @@ class MastArchive:
         self._token, self._backoff, self._retries = token, backoff_factor, retries
         self._page_rows, self._shape, self._folder = page_rows, shape, download_folder
         self._opened_client: Any = None
+        self._opened_missions: Any = None
         self._opened_fetcher: Fetcher | None = None
+        self._token_is_known = False
+        self._sizes: dict[str, int] | None = {}  # by file name; None once the service was found to be down
+        self._lock = threading.RLock()
 
     # --- the interface ----------------------------------------------------------------------
 
     @property
     def reference_catalog_folder(self) -> Path | None:
-        """MAST brings no reference catalogues."""
-        return None
+        """``reference_catalogs/`` of the companions' folder, if there is one."""
+        return self._companion("reference_catalogs")
 
     @property
     def crds_cache(self) -> Path | None:
-        """MAST brings no CRDS cache."""
-        return None
+        """``crds/`` of the companions' folder, if there is one."""
+        return self._companion("crds")
 
     @property
     def grizli_folder(self) -> Path | None:
-        """MAST brings no grizli configuration."""
-        return None
+        """``grizli/`` of the companions' folder, if there is one."""
+        return self._companion("grizli")
 
     def look(self, since_mjd: float | None = None) -> ArchiveLook:
         """All rows of the programs, or those ingested since a date (with a day's overlap).
 
+        With a token, rows that are not public yet and that the token has rights to carry `GRANTED_KEY`.
+
         Raises
         ------
-        InputError, EmptyArchiveError
-            The survey names no program; MAST has nothing of them.
-        ArchiveUnavailableError, ArchiveAccessError
-            No answer, a refusal, or an answer that does not hold together (rows missing or twice).
+        InputError
+            The survey names no program.
+        UnknownProgramError, EmptyArchiveError
+            Nothing came at all: a program does not exist; the programs have no NIRCam exposure. (Where other programs
+            have rows, one that does not exist is a fault of the look.)
+        ArchiveUnavailableError
+            No answer, or one that does not hold together (rows missing or twice).
+        ArchiveAccessError
+            A refusal, or a token that the archive does not know.
         """
         if not self.programs:
             raise InputError("a survey on MAST needs programs: name them in the survey file")
+        self._check_token()
         filters: list[dict[str, Any]] = [
             {"paramName": "program", "values": [str(p) for p in self.programs]},
             {"paramName": "productLevel", "values": list(PRODUCT_LEVELS)},
@@ -103,47 +130,89 @@ class MastArchive:
             window = {"min": since_mjd - OVERLAP_DAYS, "max": END_OF_TIME_MJD}
             filters.append({"paramName": "ingestCompletionDate_mjd", "values": [window]})
         rows = self._rows({"columns": "*", "filters": filters})
-        if not rows and since_mjd is None:
-            names = ", ".join(map(str, self.programs))
-            raise EmptyArchiveError(
-                f"{self.url} has no NIRCam exposure (level {', '.join(PRODUCT_LEVELS)}) of program {names}"
-            )
-        return ArchiveLook(rows, [], self.url, float(Time.now().mjd), complete=since_mjd is None)
+        at = float(Time.now().mjd)
+        faults = self._absent_programs(rows) if since_mjd is None else []
+        if self._token:
+            self._mark_granted(rows, at)
+        return ArchiveLook(rows, faults, self.url, at, complete=since_mjd is None)
 
-    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None) -> Path:
+    def fetch(
+        self, filename: str, size: int | None = None, checksum: str | None = None, cal_ver: str | None = None
+    ) -> Path:
         """Download and verify a file; see `resources.downloads.Fetcher.fetch`."""
-        return self._fetcher().fetch(Path(filename).name, size, checksum)
+        request = FileRequest(Path(filename).name, size, checksum, cal_ver)
+        return self._fetcher().fetch(self._prepared([request])[0])
+
+    def fetch_many(self, requests: Sequence[FileRequest], on_progress: Progress | None = None) -> dict[str, Path]:
+        """Download and verify files in parallel; each file's ``_uncal`` too, if the survey asks for it.
+
+        The result has the ``_uncal`` files under their own names.
+        """
+        wanted = [dataclasses.replace(request, filename=Path(request.filename).name) for request in requests]
+        if "uncal" in self.rules.products:
+            rates = [request.filename for request in wanted if request.filename.endswith("_rate.fits")]
+            wanted += [FileRequest(f"{name.removesuffix('_rate.fits')}_uncal.fits") for name in rates]
+        prepared = self._prepared(wanted)
+        fetcher, tell = self._fetcher(), None if on_progress is None else SeldomProgress(on_progress)
+        return fetch_all(prepared, lambda request: fetcher.fetch(request, tell), self.rules.parallel_downloads)
 
     # --- inside -----------------------------------------------------------------------------
 
+    def _companion(self, name: str) -> Path | None:
+        """A part of the survey's own folder that goes with MAST's exposures."""
+        folder = self.rules.companions / name if self.rules.companions else None
+        return folder if folder is not None and folder.is_dir() else None
+
     def _client(self) -> Any:
         """The client of astroquery, turned to our address; its session waits, retries and signs."""
-        if self._opened_client is None:
-            from astroquery.mast import MastClass
+        with self._lock:
+            if self._opened_client is None:
+                from astroquery.mast import MastClass
 
-            client = MastClass()
-            portal = client._portal_api_connection  # the address is per instance only here
-            portal.MAST_REQUEST_URL = f"{self.url}/api/v0/invoke"
-            portal.COLUMNS_CONFIG_URL = f"{self.url}/portal/Mashup/Mashup.asmx/columnsconfig"
-            portal.MAST_DOWNLOAD_URL = f"{self.url}/api/v0.1/Download/file"
-            session = client._session
-            settings = (self.rules.timeout_s, self._token, self._retries, self._backoff, self.rules.parallel_downloads)
-            prepare_session(session, *settings)
-            session.hooks["response"].append(self._pause_while_executing)
-            self._opened_client = client
-        return self._opened_client
+                client = MastClass()
+                portal = client._portal_api_connection  # the address is per instance only here
+                portal.MAST_REQUEST_URL = f"{self.url}/api/v0/invoke"
+                portal.COLUMNS_CONFIG_URL = f"{self.url}/portal/Mashup/Mashup.asmx/columnsconfig"
+                portal.MAST_DOWNLOAD_URL = f"{self.url}/api/v0.1/Download/file"
+                session = client._session
+                rules = self.rules
+                prepare_session(
+                    session, rules.timeout_s, self._token, self._retries, self._backoff, rules.parallel_downloads
+                )
+                # in place of astroquery's own hook, which writes all headers, the token's too, to its debug log
+                session.hooks["response"] = [self._pause_while_executing]
+                self._opened_client = client
+            return self._opened_client
+
+    def _missions(self) -> Any:
+        """The client of the missions search, on the same session."""
+        with self._lock:
+            if self._opened_missions is None:
+                from astroquery.mast import MastMissionsClass
+
+                missions = MastMissionsClass(mission="jwst")
+                service = missions._service_api_connection
+                service._session = self._client()._session
+                service.SERVICE_URL, service.MISSIONS_DOWNLOAD_URL = self.url, f"{self.url}/search/"
+                missions.mission = "jwst"  # makes the address anew
+                self._opened_missions = missions
+            return self._opened_missions
 
     def _fetcher(self) -> Fetcher:
-        if self._opened_fetcher is None:
-            self._opened_fetcher = Fetcher(
-                self._client()._session,
-                lambda name: f"{self.url}/api/v0.1/Download/file?uri={quote(f'mast:JWST/product/{name}', safe='')}",
-                self._folder,
-                self.rules.parallel_downloads,
-                pause_s=self._backoff,
-                shape=self._shape,
-            )
-        return self._opened_fetcher
+        with self._lock:
+            if self._opened_fetcher is None:
+                self._opened_fetcher = Fetcher(
+                    self._client()._session,
+                    self._address,
+                    self._folder,
+                    self.rules.parallel_downloads,
+                    pause_s=self._backoff,
+                    shape=self._shape,
+                )
+            return self._opened_fetcher
+
+    def _address(self, name: str) -> str:
+        return f"{self.url}/api/v0.1/Download/file?uri={quote(f'mast:JWST/product/{name}', safe='')}"
 
     def _pause_while_executing(self, response: requests.Response, **_: Any) -> None:
         """Wait before the same question: astroquery repeats it at once while a query runs, 20 times a second."""
@@ -189,3 +258,163 @@ class MastArchive:
             message = reply.get("msg") or reply.get("status") if isinstance(reply, dict) else type(reply).__name__
             raise ArchiveUnavailableError(f"{what}: the query failed: {message or 'an empty answer'}")
         return reply
+
+    # --- programs ---------------------------------------------------------------------------
+
+    def _absent_programs(self, rows: list[dict[str, Any]]) -> list[ArchiveFault]:
+        """Faults of the programs that do not exist; an error where no program has a row."""
+        there = {str(row.get("program")).lstrip("0") for row in rows}
+        absent = [program for program in self.programs if str(program) not in there]
+        try:
+            unknown = [program for program in absent if not self._exists(program)]
+        except ServiceError as error:
+            if not rows:
+                raise
+            logger.warning("no row of program %s, and whether it exists can't be asked: %s", _listed(absent), error)
+            return []
+        reason = f"{self.url} knows no such program; mend `programs` in the survey file"
+        without_images = [program for program in absent if program not in unknown]
+        if not rows and unknown:
+            raise UnknownProgramError(f"program {_listed(unknown)}: {reason}")
+        if not rows:
+            raise EmptyArchiveError(
+                f"{self.url} has no NIRCam exposure (level {', '.join(PRODUCT_LEVELS)}) of program {_listed(absent)}, "
+                f"though it knows the program: was NIRCam used, and are the data taken?"
+            )
+        if without_images:
+            logger.warning("program %s exists, without NIRCam exposures", _listed(without_images))
+        return [ArchiveFault(f"program {program}", reason, "unknown_program") for program in unknown]
+
+    def _exists(self, program: int) -> bool:
+        """Whether the archive has any file set of a program, of whatever instrument."""
+        question = {"limit": 1, "offset": 0, "select_cols": ["fileSetName"], "conditions": [{"program": str(program)}]}
+
+        def ask() -> bool:
+            service = self._missions()._service_api_connection
+            return bool(service.missions_request_async("search", question).json()["results"])
+
+        return self._asked_missions(f"search for program {program}", ask)
+
+    def _asked_missions(self, what: str, ask: Callable[[], Answer]) -> Answer:
+        """What the missions search answers, its failures as our errors."""
+        from astroquery.exceptions import InvalidQueryError
+        from astroquery.exceptions import TimeoutError as AstroqueryTimeoutError
+
+        what = f"{self.url}, {what}"
+        try:
+            with self._lock:  # the client keeps its present service in itself
+                return ask()
+        except (requests.RequestException, ValueError) as error:
+            raise service_error(error, what, self._token is not None) from error
+        except (InvalidQueryError, AstroqueryTimeoutError) as error:  # its word for the status 400 and 500
+            raise ArchiveUnavailableError(f"{what}: the service failed; try again later") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArchiveUnavailableError(f"{what}: the answer is malformed ({error!r}); try again later") from error
+
+    # --- tokens -----------------------------------------------------------------------------
+
+    def _check_token(self) -> None:
+        """Ask once who the token belongs to: the archive would ignore a wrong one until a file is refused."""
+        with self._lock:
+            if self._token and not self._token_is_known:
+                self._ask_who()
+                self._token_is_known = True
+
+    def _ask_who(self) -> None:
+        what = f"{self.url}/whoami"
+        try:
+            response = self._client()._session.get(what)
+            response.raise_for_status()
+            nobody = response.json()["anon"]
+        except (requests.RequestException, ValueError) as error:
+            raise service_error(error, what, has_token=True) from error
+        except (KeyError, TypeError) as error:
+            raise ArchiveUnavailableError(f"{what}: the answer is malformed ({error!r}); try again later") from error
+        if nobody:
+            raise ArchiveAccessError(
+                f"{what}: the MAST token is wrong or expired; set a new one (MAST_API_TOKEN), or none for public data"
+            )
+
+    def _mark_granted(self, rows: list[dict[str, Any]], at_mjd: float) -> None:
+        """Mark the rows that are not public and that the token has rights to, by one request for each program."""
+        waiting: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            release = row.get("publicReleaseDate_mjd")
+            if isinstance(release, (int, float)) and release > at_mjd:
+                waiting.setdefault(str(row.get("program")), []).append(row)
+        for of_program in waiting.values():
+            if self._has_rights(str(of_program[0]["filename"])):
+                for row in of_program:
+                    row[GRANTED_KEY] = True
+
+    def _has_rights(self, filename: str) -> bool:
+        """Whether the token opens a file: one byte is asked for.
+
+        Raises
+        ------
+        ArchiveUnavailableError
+            The archive did not say: to take that for a no would make the data come and go.
+        """
+        try:
+            with self._client()._session.get(
+                self._address(filename), headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"}, stream=True
+            ) as response:
+                if response.status_code in (401, 403):
+                    return False
+                if response.status_code == 404:
+                    logger.warning("%s is listed, but is not there: its program's data wait", filename)
+                    return False
+                response.raise_for_status()
+                return True
+        except requests.RequestException as error:
+            raise service_error(error, f"{filename}: whether the token opens it", has_token=True) from error
+
+    # --- files ------------------------------------------------------------------------------
+
+    def _prepared(self, requests_: Sequence[FileRequest]) -> list[FileRequest]:
+        """The requests with the sizes of those files that must be fetched and of which nothing tells their bytes."""
+        absent = {request.filename for request in requests_ if not self._fetcher().is_present(request)}
+        if absent:
+            self._check_token()
+        untold = {r.filename for r in requests_ if r.filename in absent and not (r.size or r.checksum)}
+        sizes = self._sizes_of(untold)
+        return [
+            dataclasses.replace(r, size=sizes[r.filename]) if r.filename in untold and r.filename in sizes else r
+            for r in requests_
+        ]
+
+    def _sizes_of(self, filenames: Collection[str]) -> dict[str, int]:
+        """Sizes in bytes by the missions search's product list, as far as it tells them."""
+        with self._lock:
+            if self._sizes is None or not filenames:
+                return self._sizes or {}
+            sets = {_file_set(name) for name in filenames if name not in self._sizes} - {""}
+            wanted = sorted(sets)
+            try:
+                for first in range(0, len(wanted), FILE_SETS_PER_REQUEST):
+                    self._sizes |= self._product_sizes(wanted[first : first + FILE_SETS_PER_REQUEST])
+            except ServiceError as error:
+                logger.warning("files are held to their FITS structure alone, for their sizes can't be had: %s", error)
+                known, self._sizes = self._sizes, None
+                return known
+            return self._sizes
+
+    def _product_sizes(self, file_sets: list[str]) -> dict[str, int]:
+        def ask() -> dict[str, int]:
+            missions = self._missions()
+            products = missions._extract_products(missions.get_product_list_async(file_sets))
+            return {str(p["filename"]): int(p["size"]) for p in products if not is_null(p["size"])}
+
+        return self._asked_missions(f"product list of {len(file_sets)} file sets", ask)
+
+
+def _listed(programs: Sequence[int]) -> str:
+    return ", ".join(map(str, programs))
+
+
+def _file_set(filename: str) -> str:
+    """The archive's name of all detectors' files of one exposure, e.g. ``jw02514162001_03201_00003``."""
+    try:
+        return split_filename(filename)["dataset"].rpartition("_")[0]
+    except InputError:
+        return ""

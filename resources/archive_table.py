@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from panoramic.errors import ArchiveRowError
 from panoramic.observations import is_null
@@ -31,15 +32,22 @@ FLOAT_COLUMNS = {
     "va_dec", "va_ra", "xoffset", "yoffset",
 }  # fmt: skip
 
+# what astropy reads; everything else is taken for CSV
+FORMATS = {".ecsv": "ascii.ecsv", ".vot": "votable", ".votable": "votable", ".xml": "votable"}
+
 ROW_KEY = "_row"  # the row's number in its table, for messages
 
 
 @dataclass
 class ArchiveTable:
-    """Rows of a table, one per file name (lower case), and what was wrong with others: (name, reason)."""
+    """Rows of a table, one per file name (lower case), and what was wrong with others: (name, reason).
+
+    ``older`` names files of which the table has several rows; the newest stands.
+    """
 
     path: Path
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    older: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -49,7 +57,7 @@ def find_table(folder: Path) -> Path | None:
 
 
 def read_table(path: Path) -> ArchiveTable:
-    """Read a CSV (gzipped or not) or ECSV file of archive rows.
+    """Read a CSV, ECSV or VOTable file of archive rows, gzipped or not.
 
     Of several rows of one file name the one with the largest ArchiveFileID stands: the archive's newest.
 
@@ -59,7 +67,8 @@ def read_table(path: Path) -> ArchiveTable:
         The table can't be read as one, or has no column ``filename``. A single bad row is kept in `bad` instead.
     """
     table = ArchiveTable(path)
-    for number, row in _ecsv_rows(path) if path.suffix == ".ecsv" else _csv_rows(path, table):
+    form = FORMATS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+    for number, row in _astropy_rows(path, form) if form else _csv_rows(path, table):
         name = str(row["filename"] or "").strip()
         if not name:
             table.bad.append(
@@ -69,9 +78,7 @@ def read_table(path: Path) -> ArchiveTable:
         row[ROW_KEY] = number
         older = table.rows.get(name.lower())
         if older is not None and older | {ROW_KEY: number} != row:
-            table.bad.append(
-                (name, f"{path.name} lists it more than once; the row with the largest ArchiveFileID counts")
-            )
+            table.older.append(name)
             if _file_id(older) > _file_id(row):
                 continue
         table.rows[name.lower()] = row
@@ -108,13 +115,13 @@ def _csv_rows(path: Path, table: ArchiveTable) -> Iterable[tuple[int, dict[str, 
         raise ArchiveRowError(str(path), reader.line_num, "filename", f"is no CSV: {error}") from error
 
 
-def _ecsv_rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _astropy_rows(path: Path, form: str) -> Iterable[tuple[int, dict[str, Any]]]:
     from astropy.table import Table
 
     try:
-        table = Table.read(path, format="ascii.ecsv")
-    except (OSError, ValueError, TypeError) as error:
-        raise ArchiveRowError(str(path), 0, "filename", f"is no ECSV: {error}") from error
+        table = Table.read(path, format=form)
+    except (OSError, ValueError, TypeError, IndexError, ExpatError) as error:
+        raise ArchiveRowError(str(path), 0, "filename", f"can't be read as {form}: {error}") from error
     _require_filename(path, table.colnames)
     for number, row in enumerate(table, start=1):
         cells = ((column, row[column]) for column in table.colnames)

@@ -48,6 +48,11 @@ class Home:
         return self.path / "survey.yaml"
 
     @property
+    def has_database(self) -> bool:
+        """Whether there is a database already; a server's is taken to be there."""
+        return not self._database_url.startswith("sqlite") or (self.path / "survey.db").exists()
+
+    @property
     def work(self) -> Path:
         """Where steps work; a step makes a folder of its own in it."""
         folder = self.path / "work"
@@ -94,7 +99,11 @@ class Home:
     @cached_property
     def archive(self) -> Archive:
         """Where exposures come from."""
-        return make_archive(self.survey, self.path, self._mast_token or None)
+        return self.archive_of(self.survey)
+
+    def archive_of(self, survey: Survey) -> Archive:
+        """The archive of a survey that need not be in force here yet."""
+        return make_archive(survey, self.path, self._mast_token or None)
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, DateTime, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -52,15 +66,16 @@ observations = Table(
     Column("ra", Float, nullable=False),
     Column("dec", Float, nullable=False),
     Column("release", Float, nullable=False),
-    Column("file_id", Integer, nullable=False),
+    Column("file_id", BigInteger, nullable=False),
     Column("checksum", String(64), nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("cal_ver", String(32), nullable=False),
     Column("crds_ctx", String(32), nullable=False),
     Column("expcount", Integer, nullable=False),
     Column("refused", Text, nullable=False),
     Column("fault", Text, nullable=False),
     Column("warnings", JSON, nullable=False),
+    Column("granted", Boolean, nullable=False, server_default=false()),
     Column("first_seen", DateTime, nullable=False),
     Column("last_seen", DateTime, nullable=False),
 )
@@ -73,6 +88,29 @@ archive_faults = Table(
     Column("dataset", String(64), nullable=False),
     Column("reason", Text, nullable=False),
     Column("seen", DateTime, nullable=False),
+)
+
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("program", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("first_seen", DateTime, nullable=False),
+    Column("last_seen", DateTime, nullable=False),
+)
+
+released_groups = Table(
+    "released_groups",
+    metadata,
+    Column("visit_id", String(16), primary_key=True),
+    Column("activity", String(8), primary_key=True),
+    Column("filter", String(16), primary_key=True),
+    Column("pupil", String(16), primary_key=True),
+    Column("detector", String(16), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("released_by", String(64), nullable=False),
+    Column("released_at", DateTime, nullable=False),
 )
 
 assoc_table = Table(
@@ -188,7 +226,7 @@ products = Table(
     Column("owner", String(96), nullable=False, index=True),
     Column("kind", String(32), nullable=False),
     Column("checksum", String(64), nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("mtime_ns", String(24), nullable=False),
     Column("fingerprint", String(64), nullable=False),
     Column("provenance", JSON, nullable=False),

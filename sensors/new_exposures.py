@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from panoramic.errors import PanoramicError
-from panoramic_assets.ingest import ingest, unreported
+from panoramic_assets.ingest import ingest, look_since, unreported
 from panoramic_assets.partitions import FIELDS, fields_partitions
 from resources.home import HomeResource
 
@@ -24,15 +24,16 @@ def new_exposures(context: dg.SensorEvaluationContext, home: HomeResource) -> It
         yield dg.SkipReason(f"{house.path} has no survey yet: run `panoramic run` or `panoramic ui` with a survey file")
         return
     try:
-        look = house.archive.look()
-        ingest(house.database, house.survey, look, datetime.now(UTC).replace(tzinfo=None))
+        at = datetime.now(UTC).replace(tzinfo=None)
+        look = house.archive.look(look_since(house.database, house.survey, at))
+        ingest(house.database, house.survey, look, at)
     except PanoramicError as error:  # nothing was changed; what is stored already may still need its report
         context.log.warning(f"the archive was not read: {error}")
         failure = f"the archive was not read: {error}"
     else:
         failure = ""
     events = unreported(house.database, context.instance)
-    missing = sorted(set(house.database.field_names()) - set(context.instance.get_dynamic_partitions(FIELDS)))
+    missing = sorted(set(house.database.data_versions()) - set(context.instance.get_dynamic_partitions(FIELDS)))
     if not events and not missing:
         yield dg.SkipReason(failure or "nothing new in the archive")
         return

@@ -16,9 +16,21 @@ from resources.database.core import (
     RUNNING,
     now,
 )
+from resources.database.exposures import Known
 from resources.database.products import ProductTables
 
-__all__ = ["ALIGNMENT_FAILED", "DEFINED", "DONE", "DO_NOT_RUN", "NO_DATA", "QUEUED", "RUNNING", "Database", "now"]
+__all__ = [
+    "ALIGNMENT_FAILED",
+    "DEFINED",
+    "DONE",
+    "DO_NOT_RUN",
+    "NO_DATA",
+    "QUEUED",
+    "RUNNING",
+    "Database",
+    "Known",
+    "now",
+]
 
 
 class Database(AssociationTables, ProductTables):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 
-from panoramic.associations import Association
+from panoramic.associations import Association, index_of
 from panoramic.errors import UnknownNameError
 from panoramic.footprints import to_s_region
 from panoramic.observations import Exposure
@@ -26,6 +26,38 @@ class AssociationTables(ExposureTables):
             .where(t.assoc_table.c.parent == field)
         )
         return {row.dataset: row.assoc for row in connection.execute(query)}
+
+    def association_names(self, connection: sa.Connection, field: str) -> list[str]:
+        """All names that a field has given or adopted."""
+        a = t.assoc_table
+        return list(connection.scalars(sa.select(a.c.assoc_name).where(a.c.parent == field)))
+
+    def adopted(self, connection: sa.Connection) -> dict[str, str]:
+        """Field of each dataset that is in an association, whether the archive has shown it or not."""
+        a, e = t.assoc_table, t.exposure_files
+        query = sa.select(e.c.dataset, a.c.parent).join(a, a.c.assoc_name == e.c.assoc)
+        return dict(connection.execute(query).all())
+
+    def move_exposures(self, connection: sa.Connection, moves: Mapping[str, str]) -> None:
+        """Put exposures into other fields, as the survey file's merges and splits say.
+
+        An association that moves as a whole keeps its name; of one that is cut, the moved exposures get new ones.
+        """
+        o, a, e = t.observations, t.assoc_table, t.exposure_files
+        by_field: dict[str, list[str]] = {}
+        for dataset, name in moves.items():
+            by_field.setdefault(name, []).append(dataset)
+        for name, datasets in by_field.items():
+            connection.execute(o.update().where(o.c.dataset.in_(datasets)).values(field=name))
+            touched = set(connection.scalars(sa.select(e.c.assoc).where(e.c.dataset.in_(datasets))))
+            for association in touched:
+                members = set(connection.scalars(sa.select(e.c.dataset).where(e.c.assoc == association)))
+                if members <= set(datasets):
+                    connection.execute(
+                        a.update().where(a.c.assoc_name == association).values(parent=name, modtime=now())
+                    )
+                else:
+                    connection.execute(e.delete().where(e.c.dataset.in_(members & set(datasets))))
 
     def put_associations(
         self, connection: sa.Connection, associations: Iterable[Association], held_back: Mapping[str, str]
@@ -102,18 +134,22 @@ class AssociationTables(ExposureTables):
         """Take exposures that are in none of a field's associations any more (refused since) out of the work.
 
         Their rows stay, so that names and indices are never given twice; an association that lost all is status 12.
+        What was adopted and the archive has not shown yet stays as it is.
         """
+        o, a, e = t.observations, t.assoc_table, t.exposure_files
         kept = list(kept)
-        datasets = {e.dataset for a in kept for e in a.exposures}
-        gone = set(self.known_associations(connection, field)) - datasets
+        shown = set(connection.scalars(sa.select(o.c.dataset).where(o.c.field == field)))
+        known = self.known_associations(connection, field)
+        gone = (set(known) & shown) - {x.dataset for k in kept for x in k.exposures}
         connection.execute(
-            t.exposure_files.update()
-            .where(t.exposure_files.c.dataset.in_(gone))
+            e.update()
+            .where(e.c.dataset.in_(gone))
             .values(ready=False, held_back_because="refused by the survey", modtime=now())
         )
+        empty = {known[d] for d in gone} - {k.name for k in kept} - {known[d] for d in set(known) - shown}
         connection.execute(
-            t.assoc_table.update()
-            .where(t.assoc_table.c.parent == field, t.assoc_table.c.assoc_name.not_in([a.name for a in kept]))
+            a.update()
+            .where(a.c.assoc_name.in_(empty))
             .values(
                 status=DO_NOT_RUN, dataURL="", cause="all of its exposures are refused by the survey", modtime=now()
             )
@@ -136,7 +172,7 @@ class AssociationTables(ExposureTables):
             for row in connection.execute(query):
                 if row.dataset in latest and (row.ready or not ready_only):
                     members.setdefault(row.assoc, []).append(latest[row.dataset][2])
-        return [Association(n, field, tuple(members[n])) for n in sorted(members, key=lambda n: n[-5:])]
+        return [Association(n, field, tuple(members[n])) for n in sorted(members, key=_by_index)]
 
     def association(self, name: str) -> Association:
         """One association with its ready exposures; `UnknownNameError` names the nearest."""
@@ -150,8 +186,8 @@ class AssociationTables(ExposureTables):
     def association_rows(self, field: str) -> list[sa.RowMapping]:
         """Rows of ``assoc_table`` of one field."""
         with self.read() as connection:
-            query = sa.select(t.assoc_table).where(t.assoc_table.c.parent == field).order_by(t.assoc_table.c.assoc_name)
-            return sorted(connection.execute(query).mappings(), key=lambda r: r["assoc_name"][-5:])
+            query = sa.select(t.assoc_table).where(t.assoc_table.c.parent == field)
+            return sorted(connection.execute(query).mappings(), key=lambda r: _by_index(r["assoc_name"]))
 
     def exposure_rows(self, field: str) -> list[sa.RowMapping]:
         """Rows of ``exposure_files`` of one field."""
@@ -164,6 +200,13 @@ class AssociationTables(ExposureTables):
             )
             return list(connection.execute(query).mappings())
 
+    def causes(self, names: Iterable[str]) -> dict[str, str]:
+        """Why associations are in the state that they are in."""
+        a = t.assoc_table
+        with self.read() as connection:
+            query = sa.select(a.c.assoc_name, a.c.cause).where(a.c.assoc_name.in_(list(names)))
+            return dict(connection.execute(query).all())
+
     def set_status(self, name: str, status: int, cause: str = "") -> None:
         """Mirror an association's state for those who ask by SQL."""
         with self.write() as connection:
@@ -172,3 +215,8 @@ class AssociationTables(ExposureTables):
                 .where(t.assoc_table.c.assoc_name == name)
                 .values(status=status, cause=cause, modtime=now())
             )
+
+
+def _by_index(name: str) -> tuple[int, str]:
+    """Order of a field's associations; two of one index come from fields that were merged."""
+    return index_of(name), name

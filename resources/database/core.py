@@ -64,6 +64,16 @@ class DatabaseCore:
             except sa.exc.OperationalError as error:
                 raise StorageError(f"the survey's database could not be written: {error.orig}") from error
 
+    @contextmanager
+    def rehearse(self) -> Iterator[sa.Connection]:
+        """A transaction that writes and is taken back at its end."""
+        with self.engine.connect().execution_options(panoramic_write=True) as connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+            finally:
+                transaction.rollback()
+
     def migrate(self) -> None:
         """Bring the tables to the newest revision; does nothing where they are there already."""
         config = Config()
@@ -85,14 +95,24 @@ class DatabaseCore:
     def claim(self, survey: str) -> None:
         """Make this the home of a survey; another survey's name is refused."""
         with self.write() as connection:
-            held = connection.scalar(sa.select(t.home.c.value).where(t.home.c.key == "survey"))
-            if held is None:
+            if not _is_claimed(connection, survey):
                 connection.execute(t.home.insert().values(key="survey", value=survey))
-            elif held != survey:
-                raise ConflictError(
-                    f"this PANORAMIC_HOME belongs to the survey {held!r}, not to {survey!r}: "
-                    "set PANORAMIC_HOME to another folder"
-                )
+
+    def refuse_other(self, survey: str) -> None:
+        """Raise `ConflictError` if this is the home of another survey."""
+        with self.read() as connection:
+            _is_claimed(connection, survey)
+
+
+def _is_claimed(connection: sa.Connection, survey: str) -> bool:
+    """Whether this is the survey's home; `ConflictError` where it is another one's."""
+    held = connection.scalar(sa.select(t.home.c.value).where(t.home.c.key == "survey"))
+    if held is not None and held != survey:
+        raise ConflictError(
+            f"this PANORAMIC_HOME belongs to the survey {held!r}, not to {survey!r}: "
+            "set PANORAMIC_HOME to another folder"
+        )
+    return held is not None
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -78,7 +78,10 @@ class FakeArchive:
             raise EmptyArchiveError("the archive is gone")
         return ArchiveLook([dict(r) for r in self.sky.rows], source="fake archive")
 
-    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None) -> Path:
+    def fetch_many(self, requests, on_progress=None) -> dict[str, Path]:
+        return {r.filename: self.fetch(r.filename, r.size, r.checksum, r.cal_ver) for r in requests}
+
+    def fetch(self, filename: str, size: int | None = None, checksum: str | None = None, cal_ver=None) -> Path:
         row = next(r for r in self.sky.rows if r["filename"] == filename)
         path = self.folder / filename
         if filename in self.sky.damaged:
@@ -275,22 +278,52 @@ class Platform:
             partition_key=name, instance=self.instance, raise_on_error=False, tags={VERIFY: "true"} if verify else {}
         )
 
+    def tick(self) -> dg.SensorExecutionData:
+        """One tick of the sensor: what it asks for is applied as the daemon would."""
+        context = dg.build_sensor_context(
+            instance=self.instance, resources={"home": self.definitions.resources["home"]}
+        )
+        data = self.definitions.resolve_sensor_def("new_exposures").evaluate_tick(context)
+        for request in data.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
+        for event in data.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return data
+
+    def materialize(self, asset: str, field: str) -> dg.ExecuteInProcessResult:
+        """Materialize one asset of a field, its checks with it."""
+        key = dg.AssetKey(asset)
+        checks = self.definitions.resolve_asset_graph().get_check_keys_for_assets({key})
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        subset = job.get_subset(asset_selection={key}, asset_check_selection=checks)
+        return subset.execute_in_process(partition_key=field, instance=self.instance, raise_on_error=False)
+
     def checks(self, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
         """Answers of a run by ``asset.check``."""
         return {f"{e.asset_key.to_user_string()}.{e.check_name}": e for e in result.get_asset_check_evaluations()}
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
-    """A platform of its own for each test."""
+def platform_of(tmp_path: Path) -> Iterator[Callable[[str], Platform]]:
+    """A maker of a platform for the text of a survey file; one for each test."""
     path = tmp_path / "home"
     sky = SKIES[str(path)] = Sky()
-    home = FakeHome(path, sky)
-    home.prepare(Survey.parse(SURVEY, tmp_path / "small.yaml"))
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
-        definitions = build_definitions(FakeHomeResource(path=str(path)), dg.in_process_executor)
-        yield Platform(home, sky, instance, definitions)
+
+        def make(text: str) -> Platform:
+            home = FakeHome(path, sky)
+            home.prepare(Survey.parse(text, tmp_path / "small.yaml"))
+            definitions = build_definitions(FakeHomeResource(path=str(path)), dg.in_process_executor)
+            return Platform(home, sky, instance, definitions)
+
+        yield make
     del SKIES[str(path)]
+
+
+@pytest.fixture
+def platform(platform_of: Callable[[str], Platform]) -> Platform:
+    """A platform of its own for each test."""
+    return platform_of(SURVEY)
 
 
 @pytest.fixture

@@ -136,27 +136,13 @@ def test_a_window_is_no_full_look(two_fields) -> None:
 # --- the sensor -------------------------------------------------------------------------------
 
 
-def tick(platform):
-    """One tick of the sensor: what it asks for is applied as the daemon would."""
-    sensor = platform.definitions.resolve_sensor_def("new_exposures")
-    context = dg.build_sensor_context(
-        instance=platform.instance, resources={"home": platform.definitions.resources["home"]}
-    )
-    data = sensor.evaluate_tick(context)
-    for request in data.dynamic_partitions_requests or []:
-        platform.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
-    for event in data.asset_events:
-        platform.instance.report_runless_asset_event(event)
-    return data
-
-
 def test_the_sensor_finds_new_fields_once(platform) -> None:
     platform.add_visit(150.0, 2.0, 1)
-    data = tick(platform)
+    data = platform.tick()
     (name,) = platform.home.database.field_names()
     assert [e.partition for e in data.asset_events] == [name]
     assert platform.instance.get_dynamic_partitions("fields") == [name]
-    again = tick(platform)
+    again = platform.tick()
     assert not again.asset_events
     assert "nothing new" in again.skip_message
 
@@ -165,7 +151,7 @@ def test_an_archive_that_cant_be_read_changes_nothing(two_fields) -> None:
     platform, _, _ = two_fields
     platform.sky.unreachable = True
     before = counts(platform)
-    data = tick(platform)
+    data = platform.tick()
     assert "the archive is gone" in data.skip_message
     assert counts(platform) == before
 
@@ -190,13 +176,8 @@ def in_order(requested):
 
 
 def materialize(platform, requested) -> None:
-    job = platform.definitions.resolve_implicit_global_asset_job_def()
-    graph = platform.definitions.resolve_asset_graph()
     for name, partition in in_order(requested):
-        key = dg.AssetKey(name)
-        job.get_subset(
-            asset_selection={key}, asset_check_selection=graph.get_check_keys_for_assets({key})
-        ).execute_in_process(partition_key=partition, instance=platform.instance, raise_on_error=False)
+        platform.materialize(name, partition)
 
 
 def drive(platform, cursor, ticks=8):
@@ -212,12 +193,12 @@ def drive(platform, cursor, ticks=8):
 def test_new_data_become_mosaics_by_themselves(platform) -> None:
     platform.add_visit(150.0, 2.0, 1)
     _, cursor = asked(platform)
-    tick(platform)
+    platform.tick()
     (name,) = platform.home.database.field_names()
     order, cursor = drive(platform, cursor)
     assert order == [(stage, name) for stage in STAGES]
     assert len(platform.home.database.mosaics(name)) == 2
-    tick(platform)
+    platform.tick()
     assert drive(platform, cursor, 2)[0] == []
 
 
@@ -230,7 +211,7 @@ def test_a_blocked_field_stops_and_the_other_goes_on(platform) -> None:
         parse_s_region(r["s_region"]) for r in platform.sky.rows if "jw09001001" in r["filename"]
     ]
     _, cursor = asked(platform)
-    tick(platform)
+    platform.tick()
     order, _ = drive(platform, cursor)
     first, second = platform.home.database.field_names()
     assert [stage for stage, name in order if name == second] == STAGES
@@ -240,10 +221,10 @@ def test_a_blocked_field_stops_and_the_other_goes_on(platform) -> None:
 def test_a_new_revision_runs_each_stage_once_more(platform) -> None:
     platform.add_visit(150.0, 2.0, 1)
     _, cursor = asked(platform)
-    tick(platform)
+    platform.tick()
     _, cursor = drive(platform, cursor)
     platform.sky.rows[0] |= {"ArchiveFileID": 2, "checksum": "1" * 32}
-    tick(platform)
+    platform.tick()
     order, _ = drive(platform, cursor)
     assert [stage for stage, _ in order] == STAGES
 

@@ -1,5 +1,6 @@
 """Spherical geometry: poles and RA 0 are places like any other."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from shapes import square
 
 from panoramic.errors import InputError
 from panoramic.footprints import (
+    FootprintSet,
     covered_fraction,
     edge_distance_arcmin,
     from_tangent_plane,
@@ -67,6 +69,66 @@ def test_s_region_round_trip_and_seam() -> None:
 def test_what_is_no_polygon_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_s_region(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "polygon icrs 10 -5 11 -5 11 -4",
+        "  POLYGON  ICRS  10 -5 11 -5 11 -4 10 -5 ",
+        "POLYGON 10 -5 11 -5 11 -4",
+        "POLYGON FK5 370 -5 371 -5 371 -4",
+        "Polygon ICRS (10, -5), (11, -5), (11, -4)",
+        "POLYGON ICRS 10.0000000001 -5 11 -5 11 -4 10 -5",
+    ],
+)
+def test_ways_to_write_a_polygon(text: str) -> None:
+    assert np.allclose(parse_s_region(text), [[10, -5], [11, -5], [11, -4]], atol=1e-9)
+
+
+def test_several_polygons_become_one_list_of_vertices() -> None:
+    assert len(parse_s_region("POLYGON ICRS 1 1 2 1 2 2 POLYGON ICRS 3 3 4 3 4 4")) == 6
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "91"])
+def test_positions_off_the_sphere_are_refused(number: str) -> None:
+    with pytest.raises(InputError, match="not on the sphere"):
+        parse_s_region(f"POLYGON ICRS 1 1 2 {number} 2 2")
+
+
+@given(place=places, seed=st.integers(0, 999))
+def test_many_footprints_are_measured_as_one_by_one(place, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shapes = []
+    for count in rng.integers(3, 8, 6):
+        plane = rng.uniform(-40, 40, 2) + rng.uniform(-2, 2, (count, 2))
+        shapes.append(from_tangent_plane(plane, place))
+    shapes.append(square((place[0] + 180) % 360, -place[1]))  # the other side of the sphere
+    some = FootprintSet(shapes)
+    first, second = np.triu_indices(len(shapes))
+    expected = [edge_distance_arcmin(shapes[i], shapes[j]) for i, j in zip(first, second, strict=True)]
+    assert np.allclose(some.edge_distances_arcmin(first, some, second), expected, rtol=1e-9, atol=1e-9)
+    part = some.subset(np.array([4, 1]))
+    assert np.array_equal(part.corners, np.concatenate([shapes[4], shapes[1]]))
+    assert np.allclose(part.middles, [mean_position(shapes[4]), mean_position(shapes[1])])
+    assert np.allclose(FootprintSet([square(*place, 2.0)]).inner_radii() * 60 * 180 / np.pi, 1.0, rtol=1e-4)
+
+
+def test_a_line_has_no_inner_radius() -> None:
+    line = FootprintSet([from_tangent_plane(np.array([[0, 0], [1, 0], [2, 0.0]]), (150.0, 0.0))])
+    assert line.inner_radii() == pytest.approx(0, abs=1e-9)
+
+
+def test_vertices_are_parsed_once_and_are_no_field(make_exposure) -> None:
+    exposure = make_exposure()
+    same = dataclasses.replace(exposure)
+    assert exposure.vertices is exposure.vertices
+    assert not exposure.vertices.flags.writeable
+    assert exposure == same
+    assert hash(exposure) == hash(same)
+    assert "vertices" not in dataclasses.asdict(exposure)
+    moved = dataclasses.replace(exposure, footprint="POLYGON ICRS 1 1 2 1 2 2")
+    assert np.array_equal(moved.vertices, [[1, 1], [2, 1], [2, 2]])
 
 
 def test_inside_with_margin() -> None:

@@ -92,6 +92,28 @@ def test_an_exposure(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
         assert header["S_REGION"].startswith("POLYGON ICRS  10.")
 
 
+def test_the_core_of_a_bright_star_keeps_its_weight(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Saturated late: a slope is there. Saturated at once, or in a snowball: it is not the star's light."""
+    star, lost, snowball = (20, 20), (22, 22), (24, 24)
+    with fits.open(files[1], mode="update") as hdus:
+        hdus[0].header["EFFINTTM"] = 900.0
+        for place, flags, rate in ((star, 2, 90.0), (lost, 3, 90.0), (snowball, 2, 0.05)):
+            hdus["DQ"].data[place], hdus["SCI"].data[place] = flags, rate
+    with fits.open(files[0], mode="update") as hdus:
+        hdus["DQ"].data[star] = 4096  # and its core was taken for a cosmic ray
+    weight = np.load(files[2])
+    for place in (star, lost, snowball):
+        weight[place] = 0
+    np.save(files[2], weight)
+    write_exposure(*files, tmp_path / "o.fits", PROVENANCE, 0.0, several=True)
+    with fits.open(tmp_path / "o.fits") as hdus:
+        assert hdus["WHT"].data[star] == np.median(weight[weight > 0])
+        assert hdus["DQ"].data[star] == 2
+        for place in (lost, snowball):
+            assert hdus["WHT"].data[place] == 0
+            assert hdus["DQ"].data[place] & 1
+
+
 def test_one_exposure_alone_has_no_outliers(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     write_exposure(*files, tmp_path / "o.fits", PROVENANCE, 0.0, several=False)
     assert not (fits.getdata(tmp_path / "o.fits", "DQ") & 16).any()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from panoramic.errors import SurveyFileError
-from panoramic.survey import FolderArchive, Survey
+from panoramic.survey import FieldRules, FolderArchive, Survey
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -74,3 +74,37 @@ def test_overrides_by_field_filter_and_association() -> None:
     assert survey.reduction.settings_for("j1_v001-1-f115w_00001", "j1", "f115w")[1] == {"lean": True, "x": 1}
     assert survey.reduction.settings_for("j1_v001-1-f444w_00001", "j1", "f444w")[1] == {"lean": True, "x": 2}
     assert survey.reduction.settings_for("j1_v001-1-f444w_00007", "j1", "f444w")[1] == {"lean": True, "x": 3}
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"merges": {"a": ["c"], "b": ["c"]}}, "field c is merged into both a and b"),
+        ({"merges": {"a": ["b"], "b": ["c"]}}, "field b is merged into a and is itself a target of merges"),
+        ({"merges": {"a": ["b"], "b": ["a"]}}, "is itself a target of merges"),
+        ({"merges": {"a": ["a"]}}, "field a is merged into itself"),
+        ({"merges": {"a": ["b"]}, "splits": {"b": {"c": ["x*"]}}}, "field b is merged into a and is also split"),
+        ({"merges": {"a": ["b"]}, "splits": {"c": {"b": ["x*"]}}}, "field b is split from c and is also merged into a"),
+        ({"splits": {"a": {"b": ["x*"], "c": ["x*"]}}}, "datasets x\\* are split off into both b and c"),
+        ({"splits": {"a": {"b": ["x*"]}, "d": {"c": ["x*"]}}}, "datasets x\\* are split off into both b and c"),
+        ({"splits": {"a": {"a": ["x*"]}}}, "field a is split from itself"),
+        ({"splits": {"a": {"b": ["x*"]}, "b": {"c": ["y*"]}}}, "field b is split from a and is itself split"),
+        ({"splits": {"a": {"c": ["x*"]}, "b": {"c": ["y*"]}}}, "field c is split from both a and b"),
+        ({"buffer_arcmin": 601}, "less than or equal to 600"),
+        ({"buffer_arcmin": 0}, "greater than 0"),
+    ],
+)
+def test_contradictory_merges_and_splits_are_refused(rules: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        FieldRules.model_validate(rules)
+
+
+def test_merges_then_splits() -> None:
+    rules = FieldRules(merges={"a": ("b", "c")}, splits={"a": {"d": ("JW02514162*",), "e": ("jw02514*", "jw1*")}})
+    assert [rules.merged(name) for name in "abcd"] == ["a", "a", "a", "d"]
+    assert rules.split("a", "jw02514162001_03201_00003_nrca4") == "d"  # the longer pattern
+    assert rules.split("a", "jw02514001001_03201_00003_nrca4") == "e"
+    assert rules.split("a", "jw99999001001_03201_00003_nrca4") == "a"
+    assert rules.split("b", "jw02514162001_03201_00003_nrca4") == "b"
+    assert rules.changed() == {"a", "b", "c"}
+    assert rules.parents() == {"d": "a", "e": "a"}

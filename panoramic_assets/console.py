@@ -1,0 +1,99 @@
+"""What every command of the command line shares: the home, the survey it works on, errors as one line.
+
+Put here what two modules of commands need. Keep out the commands.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from panoramic.errors import InputError, PanoramicError
+from panoramic.survey import FolderArchive, SimulatedArchive, Survey
+from resources.home import SIMULATED_SURVEY, Home, home_from_environment, survey_of_folder
+
+console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+
+SurveyOption = Annotated[
+    Path | None, typer.Option("--survey", help="Survey file; by default the home's own, else the simulated one.")
+]
+ArchiveOption = Annotated[Path | None, typer.Option("--archive", help="A folder of NIRCam rate files to work on.")]
+FieldOption = Annotated[list[str] | None, typer.Option("--field", help="Only this field; may be given several times.")]
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn typed errors into one line and an exit code: 2 for bad input, 1 for what may be better later."""
+    try:
+        yield
+    except PanoramicError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+
+
+def open_home() -> Home:
+    """The home that the environment names; Dagster's own home goes into it."""
+    resource = home_from_environment()
+    home = Home(Path(resource.path), os.environ.get("PANORAMIC_DATABASE_URL", ""), os.environ.get("MAST_API_TOKEN", ""))
+    os.environ["PANORAMIC_HOME"] = str(home.path)
+    os.environ["DAGSTER_HOME"] = str(home.path / "dagster")
+    # one thread a step: the steps themselves run side by side
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    return home
+
+
+def choose_survey(home: Home, survey_file: Path | None, archive: Path | None) -> Survey:
+    """The survey that a command works on."""
+    if survey_file is not None:
+        survey = Survey.load(survey_file)
+    elif home.survey_file.exists():
+        survey = home.survey
+    elif archive is not None:
+        survey = survey_of_folder(archive)
+    else:
+        survey = Survey.load(SIMULATED_SURVEY)
+    check_parameters(survey)
+    if archive is not None:
+        survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=archive.resolve())})
+    return survey
+
+
+def check_parameters(survey: Survey) -> None:
+    """Refuse engine parameters that the engine does not know, before anything runs."""
+    from panoramic.reduction.grizli_parameters import validate_parameters
+
+    validate_parameters(survey.reduction.parameters)
+    for override in survey.reduction.overrides:
+        validate_parameters(survey.reduction.parameters | override.parameters)
+
+
+def ensure_archive(home: Home, survey: Survey) -> None:
+    """Write the simulated archive where the survey has one and it is not there yet."""
+    if isinstance(survey.archive, SimulatedArchive):
+        from panoramic.simulate.archive import simulate_archive
+
+        simulate_archive(survey.archive.simulation, home.path / "archive", progress=say, workers=2)
+
+
+def say(message: str) -> None:
+    """One line of progress with the time."""
+    console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {message}")
+
+
+def opened() -> Home:
+    """The home, which must have a survey already."""
+    home = open_home()
+    if not home.survey_file.exists():
+        raise InputError(f"{home.path} holds no survey yet: start with `panoramic run`, or set PANORAMIC_HOME")
+    home.database.migrate()
+    return home
