@@ -78,7 +78,12 @@ class Verdict:
 
 
 def judge(
-    result: ReductionResult, detector: str, limits: Limits, absolute_alignment: str, reference_available: bool
+    result: ReductionResult,
+    detector: str,
+    limits: Limits,
+    absolute_alignment: str,
+    reference_available: bool,
+    why_none: str = "",
 ) -> Verdict:
     """Judge one association by what its engine reports.
 
@@ -87,10 +92,11 @@ def judge(
     result : the engine's story.
     detector : decides between the long-wave and the short-wave limit on matches.
     absolute_alignment : ``required`` or ``if_available`` (survey file).
-    reference_available : whether any catalogue covered the association.
+    reference_available : whether any catalogue covers the association, be it with too few sources.
+    why_none : why none of them could be used; empty where one was.
     """
     relative = _relative(result, is_long_wave(detector), limits)
-    absolute = _absolute(result.absolute, limits, absolute_alignment, reference_available)
+    absolute = _absolute(result.absolute, limits, absolute_alignment, reference_available, why_none)
     criteria = tuple(relative + absolute)
     failed = [str(c) for c in criteria if c.passed is False]
     if result.failure:
@@ -128,14 +134,14 @@ def _relative(result: ReductionResult, long_wave: bool, limits: Limits) -> list[
 
 
 def _absolute(
-    fit: AbsoluteFit | None, limits: Limits, absolute_alignment: str, reference_available: bool
+    fit: AbsoluteFit | None, limits: Limits, absolute_alignment: str, reference_available: bool, why_none: str
 ) -> list[Criterion]:
     gate = "absolute_alignment"
     if fit is None:
         if not reference_available and absolute_alignment == "if_available":
             note = "no catalogue covers it: it stays in the telescope's frame"
             return [Criterion(gate, "reference", None, None, "", None, near=True, note=note)]
-        note = "the engine found no solution" if reference_available else "no catalogue covers it"
+        note = why_none or ("the engine found no solution" if reference_available else "no catalogue covers it")
         return [Criterion(gate, "reference", None, None, "", False, note=note)]
     own = fit.kind == "own"
     error_limit = limits.absolute_error_own_mas if own else limits.absolute_error_external_mas

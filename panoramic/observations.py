@@ -6,6 +6,7 @@ rows come from (``resources/archive.py``).
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import math
 import re
@@ -250,7 +251,7 @@ def _refusal(row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str,
         return f"pupil {pupil} is refused by the survey"
     if filter_name in rules.refuse_filters:
         return f"filter {filter_name} is refused by the survey"
-    if dataset in rules.refuse_datasets:
+    if any(fnmatch.fnmatchcase(dataset, pattern.lower()) for pattern in rules.refuse_datasets):
         return "named in refuse_datasets of the survey file"
     return ""
 

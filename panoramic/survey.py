@@ -338,6 +338,8 @@ class Survey(Section):
             text = path.read_text()
         except OSError as error:
             raise SurveyFileError(path, f"can't be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise SurveyFileError(path, "is no text file") from error
         return cls.parse(text, path)
 
     @classmethod

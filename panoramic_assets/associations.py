@@ -27,6 +27,7 @@ from resources.home import HomeResource
 def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult[Any]:
     """The field's associations and the exposures in them, held-back ones included."""
     house, field = home.open(), context.partition_key
+    seen_version = house.database.field(field)["data_version"]
     verdicts = completeness_of(house, field)
     usable = [e for e in house.database.exposures(field) if not e.refused and is_public(e)]
     held = {
@@ -40,6 +41,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         grouped = associate(field, usable, known, house.survey.associations, taken)
         house.database.put_associations(connection, grouped, held)
         house.database.retire(connection, field, grouped)
+        house.database.mark_grouped(connection, field, seen_version)
     rows = house.database.association_rows(field)
     path = house.storage.path(f"{field}/{field}_associations.ecsv")
     write_table(path, field, rows)
@@ -88,7 +90,8 @@ def write_table(path: Path, field: str, rows: Sequence[Any]) -> None:
 def associations_unique(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
     """Each usable exposure is in exactly one association; no refused one is in any."""
     house, field = home.open(), field_of(context)
-    expected = {e.dataset for e in house.database.exposures(field) if not e.refused and is_public(e)}
+    later = house.database.arrived_since(field)
+    expected = {e.dataset for e in house.database.exposures(field) if not e.refused and is_public(e)} - later
     known = {e.dataset for e in house.database.exposures(field)}
     counts = Counter(r["dataset"] for r in house.database.exposure_rows(field) if r["ready"])
     listed = Counter(

@@ -42,6 +42,9 @@ from panoramic_assets.reducing import (
 )
 from resources.home import Home, HomeResource
 
+PLOTS_SHOWN = 16
+# fraction of an association's area that must lie in accepted ones to be tied to them: a sliver fixes no rotation
+MINIMUM_OVERLAP = 0.1
 # area of one detector on the sky, arcmin2 (NIRCam: 129 and 63 arcsec a side; jwst-docs "NIRCam Detectors")
 LONG_WAVE_AREA, SHORT_WAVE_AREA = 129.0**2 / 3600, 63.0**2 / 3600
 
@@ -118,7 +121,8 @@ def reduce_step(
     """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
     association = home.database.association(name)
     try:
-        return reduce_association(home, association, own, minimum_cover, context.log.info, verifies(context))
+        with home.alone(name, context.log.info):
+            return reduce_association(home, association, own, minimum_cover, context.log.info, verifies(context))
     except (ReductionError, ServiceError, InputError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
@@ -154,8 +158,8 @@ def reduce_overlapping(context: dg.OpExecutionContext, home: HomeResource, assoc
     house = home.open()
     seeds = first_wave(members_of(house, field_of(context)))
     own = as_reference(own_sources(house, seeds), seeds)
-    # any overlap with enough sources ties better than the external catalogue's scatter does
-    return reduce_step(context, house, association, own, 0.0)
+    # an overlap with enough sources ties better than the external catalogue's scatter does
+    return reduce_step(context, house, association, own, MINIMUM_OVERLAP)
 
 
 @dg.op
@@ -181,6 +185,7 @@ def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "reused": sum(o.reused for o in outcomes),
         "sources": sum(o.n_sources for o in outcomes),
         "CPU seconds": round(sum(o.cpu_seconds for o in outcomes), 1),
+        "run time of the steps [s]": round(sum(o.wall_seconds for o in outcomes), 1),
         "peak memory [MiB]": round(max((o.peak_mib for o in outcomes), default=0.0), 1),
     }
     rms = [o.worst_rms_px for o in outcomes if o.worst_rms_px is not None]
@@ -191,7 +196,8 @@ def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         metadata["worst absolute error [mas]"] = max(errors)
         metadata["fewest absolute matches"] = min(o.absolute_n for o in outcomes if o.absolute_error_mas is not None)
     metadata["associations table"] = as_table([vars(o) | {"near": "; ".join(o.near)} for o in outcomes])
-    for outcome in outcomes[:12]:
+    # what was held back is what a person looks for
+    for outcome in sorted(outcomes, key=lambda o: o.status == "accepted")[:PLOTS_SHOWN]:
         plot = home.storage.path(f"{association_folder(outcome.association)}/{outcome.association}_alignment.png")
         if plot.exists():
             metadata[f"alignment {outcome.association.rsplit('_', 1)[-1]}"] = picture(plot, outcome.association)
@@ -224,8 +230,11 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     numbers = [c for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.limit]
     upper = [c for c in numbers if c.unit != "matches"]
     counts = [c.value or 0.0 for c in numbers if c.unit == "matches"]
-    # the field is stopped by this gate only if this gate is what leaves nothing to stand on
-    blocked = not stands and (bool(failing) or not any(v for v in verdicts.values() if not v.accepted))
+    # where nothing can stand, the gate that failed says so; without any number (no data at all) the last gate does
+    blamed = bool(failing) or (
+        gate == "absolute_alignment" and not any(c.passed is False for v in verdicts.values() for c in v.criteria)
+    )
+    blocked = not stands and blamed
     passed = not leaking and not blocked
     summary = f"{len(accepted)} of {len(names)} associations accepted, {len(failing)} fail this gate"
     if blocked:
@@ -241,7 +250,8 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
         passed,
         summary,
         metadata,
-        what_to_do="look at the alignment plots; `panoramic explain FIELD` names the cause of each association",
+        what_to_do="look at the alignment plots; `panoramic explain FIELD` names the cause of each association. "
+        "Where the reference filter itself fails, put another one first in reference.filters of the survey file",
         table=criteria_rows(verdicts.values(), gate),
     )
 
@@ -249,7 +259,8 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
 def _reference_gate(context: dg.AssetCheckExecutionContext, home: HomeResource, gate: str) -> dg.AssetCheckResult:
     house, field = home.open(), field_of(context)
     names = [a.name for a in members_of(house, field)]
-    stands = any(v.accepted for v in verdicts_of(house, names).values())
+    # a field whose exposures all belong to another one now has nothing to stand on, and needs nothing
+    stands = any(v.accepted for v in verdicts_of(house, names).values()) or not house.database.exposures(field)
     return gate_answer(house, names, gate, stands, "the field has no aligned reference")
 
 
@@ -272,11 +283,13 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
     limits, reference = house.survey.limits, published_reference(house, field)
     verdicts = verdicts_of(house, [a.name for a in members_of(house, field)])
     sources = {r["src"] for r in house.database.reference(field)} | {n for n, v in verdicts.items() if v.accepted}
+    ready = {a.name: a for a in house.database.associations(field)}
     rows = []
     for row in house.database.association_rows(field):
-        if row["assoc_name"] not in sources:
+        if row["assoc_name"] not in sources or row["assoc_name"] not in ready:
             continue
-        outline, long_wave = parse_s_region(row["footprint"]), is_long_wave(row["detector"])
+        # held-back exposures of the association bring no sources
+        outline, long_wave = ready[row["assoc_name"]].footprint, is_long_wave(row["detector"])
         detectors = max(1.0, union_area_arcmin2([outline]) / (LONG_WAVE_AREA if long_wave else SHORT_WAVE_AREA))
         value = inside(reference.ra, reference.dec, outline).sum() / detectors
         limit = limits.reference_sources if long_wave else limits.reference_sources_short
@@ -293,7 +306,7 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
             }
         )
     worst = min((r["sources per detector"] for r in rows), default=0.0)
-    passed = bool(rows) and all(r["result"] != "failed" for r in rows)
+    passed = all(r["result"] != "failed" for r in rows) and (bool(rows) or not house.database.exposures(field))
     return answer(
         passed,
         f"{len(reference.ra)} sources published, at least {worst:.0f} on a detector's area"

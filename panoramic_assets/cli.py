@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from panoramic.errors import InputError
@@ -123,10 +124,11 @@ def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
         for check in outcome.checks:
             style = {"passed": "green", "warned": "yellow", "failed": "bold red"}[check.word]
             name = check.name + (" (blocking)" if check.blocking else "")
-            table.add_row(check.asset, name, f"[{style}]{check.word}[/]", check.summary, check.value, check.limit)
+            found = [escape(text) for text in (check.summary, check.value, check.limit)]
+            table.add_row(check.asset, name, f"[{style}]{check.word}[/]", *found)
         console.print(table)
         for error in outcome.errors:
-            console.print(f"[red]{error}[/]")
+            console.print(error, style="red", markup=False)
         for path in outcome.products:
             console.print(f"  {path}", markup=False)
     from panoramic_assets.running import peak_mib

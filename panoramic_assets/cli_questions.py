@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from panoramic_assets.console import console, opened, refusing
 from resources.home import Home
@@ -58,7 +59,7 @@ def associations(field: str) -> None:
         home = opened()
         home.database.field(field)
         table = Table(
-            "association",
+            Column("association", overflow="fold"),
             "filter",
             "detector",
             "exposures",
@@ -73,10 +74,11 @@ def associations(field: str) -> None:
 
         for row in home.database.association_rows(field):
             numbers = association_numbers(home, row["assoc_name"])
+            cause = escape(row["cause"].partition("\n")[0])
             table.add_row(
                 row["assoc_name"], row["filter"], row["detector"],
                 str(row["dataURL"].count(",") + 1), str(row["status"]),
-                numbers["rms"], numbers["reference"], numbers["n"], numbers["error"], row["cause"],
+                numbers["rms"], numbers["reference"], numbers["n"], numbers["error"], cause,
             )  # fmt: skip
         console.print(table)
         console.print("status: 70 waits for exposures, 0 queued, 1 running, 2 done, 9 alignment failed, 10 no data")
@@ -89,7 +91,9 @@ def visit_table(home: Home, field: str) -> Table:
 
     table = Table("visit", "exposures", "filters", "detectors", "groups waiting", "lacks", title="visits")
     for row in visit_rows(home, field):
-        table.add_row(*(str(row[c]) for c in ("visit", "exposures", "filters", "detectors", "waiting", "lacks")))
+        table.add_row(
+            *(escape(str(row[c])) for c in ("visit", "exposures", "filters", "detectors", "waiting", "lacks"))
+        )
     return table
 
 

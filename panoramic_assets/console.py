@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from sqlalchemy.exc import DatabaseError
 
-from panoramic.errors import InputError, PanoramicError
+from panoramic.errors import ConflictError, DiskFullError, InputError, PanoramicError
 from panoramic.survey import FolderArchive, SimulatedArchive, Survey
+from resources.database import is_disk_full
 from resources.home import SIMULATED_SURVEY, Home, home_from_environment, survey_of_folder
+from resources.storage import field_lock
 
 console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
 
@@ -35,9 +39,17 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except PanoramicError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+        _refuse(error)
+    except (OSError, DatabaseError) as error:
+        if not is_disk_full(error):
+            raise
+        _refuse(DiskFullError(f"no room left ({error}): make room and run again"))
+
+
+def _refuse(error: PanoramicError) -> NoReturn:
+    console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    console.print(str(error), markup=False)
+    raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
 
 
 def open_home() -> Home:
@@ -56,16 +68,40 @@ def choose_survey(home: Home, survey_file: Path | None, archive: Path | None) ->
     """The survey that a command works on."""
     if survey_file is not None:
         survey = Survey.load(survey_file)
+    elif archive is not None:
+        survey = survey_of_archive(home, archive)
     elif home.survey_file.exists():
         survey = home.survey
-    elif archive is not None:
-        survey = survey_of_folder(archive)
     else:
         survey = Survey.load(SIMULATED_SURVEY)
     check_parameters(survey)
     if archive is not None:
         survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=archive.resolve())})
     return survey
+
+
+def survey_of_archive(home: Home, archive: Path) -> Survey:
+    """The survey of a folder without survey file: the home's own where it is that of this folder, else a new one.
+
+    Raises
+    ------
+    ConflictError
+        The home works on another archive already.
+    """
+    if not archive.is_dir():
+        raise InputError(f"there is no folder {archive}")
+    fresh = survey_of_folder(archive)
+    if not home.survey_file.exists():
+        return fresh
+    there = home.survey.archive
+    if isinstance(there, FolderArchive) and there.path == archive.resolve():
+        # a survey that was made from the folder follows it: a catalogue may have come since
+        return fresh if home.survey.model_copy(update={"reference": fresh.reference}) == fresh else home.survey
+    what = f"the folder {there.path}" if isinstance(there, FolderArchive) else f"an archive of kind {there.kind!r}"
+    raise ConflictError(
+        f"{home.path} is the home of the survey {home.survey.name!r}, which works on {what}: set PANORAMIC_HOME to "
+        "another folder, or give the survey file that changes it (--survey)"
+    )
 
 
 def check_parameters(survey: Survey) -> None:
@@ -82,12 +118,14 @@ def ensure_archive(home: Home, survey: Survey) -> None:
     if isinstance(survey.archive, SimulatedArchive):
         from panoramic.simulate.archive import simulate_archive
 
-        simulate_archive(survey.archive.simulation, home.path / "archive", progress=say, workers=2)
+        # two first runs at once: the second waits, then finds the archive there
+        with field_lock("archive", home.path / "locks", on_wait=say):
+            simulate_archive(survey.archive.simulation, home.path / "archive", progress=say, workers=2)
 
 
 def say(message: str) -> None:
     """One line of progress with the time."""
-    console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {message}")
+    console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {escape(message)}")
 
 
 def opened() -> Home:

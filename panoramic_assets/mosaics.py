@@ -10,7 +10,7 @@ from astropy.table import Table
 
 from panoramic import __version__
 from panoramic.associations import Association
-from panoramic.errors import ExposureFileError, MosaicError
+from panoramic.errors import ExposureFileError, InputError, MosaicError, ReferenceCatalogUnavailableError
 from panoramic.footprints import hull
 from panoramic.mosaic.astrometry import AssociationArea, AstrometryMeasurement
 from panoramic.mosaic.astrometry import mosaic_astrometry as measure_astrometry
@@ -24,6 +24,7 @@ from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_folder, products_stand, publish, staging
 from panoramic_assets.visits import enough, standing_filters
+from resources.database import NO_DATA
 from resources.home import Home, HomeResource
 
 STAGE_VERSION = "1"
@@ -38,6 +39,17 @@ def field_grid(home: Home, field: str) -> FieldGrid:
 def mosaic_key(field: str, filter_key: str) -> str:
     """Where a mosaic's files lie in the storage."""
     return f"{field}/mosaics/{filter_key}"
+
+
+def waiting_filters(home: Home, field: str) -> set[str]:
+    """Filters without enough accepted exposures because data could not be had: their earlier mosaics stay."""
+    rows = home.database.association_rows(field)
+    without_data = {row["filter"].lower() for row in rows if row["status"] == NO_DATA}
+    return {
+        key
+        for key, (_, accepted, total) in standing_filters(home, field).items()
+        if key in without_data and not enough(home, accepted, total)
+    }
 
 
 def stem_of(home: Home, field: str, filter_key: str) -> str:
@@ -79,7 +91,9 @@ def plan_mosaics(context: dg.OpExecutionContext, home: HomeResource) -> Any:
 def build_filter(context: dg.OpExecutionContext, home: HomeResource, filter_key: str) -> dict[str, Any]:
     """Build one filter's mosaic and its catalogue, or find that the stored one still stands."""
     try:
-        return make_mosaic(home.open(), field_of(context), filter_key, context.log.info, verifies(context))
+        house, field = home.open(), field_of(context)
+        with house.alone(f"{field}-{filter_key}", context.log.info):
+            return make_mosaic(house, field, filter_key, context.log.info, verifies(context))
     except (MosaicError, ExposureFileError) as error:
         if context.retry_number < MAX_RETRIES:
             raise
@@ -180,7 +194,9 @@ def finish_mosaics(context: dg.OpExecutionContext, home: HomeResource, built: li
     from panoramic.mosaic.rgb import colour_picture
 
     house, field = home.open(), field_of(context)
-    for path in house.database.drop_mosaics(field, [row["stem"] for row in built]):
+    waiting = waiting_filters(house, field)
+    kept = [row["stem"] for row in house.database.mosaics(field) if row["filter_key"] in waiting]
+    for path in house.database.drop_mosaics(field, [row["stem"] for row in built] + kept):
         house.storage.path(path).unlink(missing_ok=True)
     metadata: dict[str, Any] = {
         "mosaics": len(built),
@@ -256,7 +272,10 @@ def _external(home: Home, members: list[Association]) -> ReferenceSources | None
     outline = hull([a.footprint for a in members])
     epoch = 2000.0 + (members[0].first.t_min - JULIAN_YEAR_MJD) / 365.25
     for name in home.survey.reference.catalogs:
-        sources = home.reference_catalogs.load(name, outline, epoch, home.survey.reference.search_radius_arcsec)
+        try:
+            sources = home.reference_catalogs.load(name, outline, epoch, home.survey.reference.search_radius_arcsec)
+        except (ReferenceCatalogUnavailableError, InputError):
+            continue  # the reductions name it as a degradation; the next catalogue is as good a judge
         if sources is not None and len(sources) >= home.survey.limits.mosaic_association_n:
             return sources
     return None
@@ -267,7 +286,8 @@ def mosaic_astrometry(context: dg.AssetCheckExecutionContext, home: HomeResource
     """Each mosaic, and each association's area in it, lies where the reference catalogues say."""
     house, field = home.open(), field_of(context)
     rows = []
-    for mosaic in house.database.mosaics(field):
+    waiting = waiting_filters(house, field)
+    for mosaic in [m for m in house.database.mosaics(field) if m["filter_key"] not in waiting]:
         for m in astrometry_of(house, field, mosaic):
             result = (
                 "not measurable"
@@ -300,7 +320,8 @@ def mosaic_astrometry(context: dg.AssetCheckExecutionContext, home: HomeResource
             "limit": house.survey.limits.mosaic_association_mas,
             "failed": len(failed),
         },
-        what_to_do="an association named here is misplaced although its own fit said success: reject it and rebuild",
+        what_to_do="an association named here is misplaced although its own fit said success: name its datasets in "
+        "exposures.refuse_datasets of the survey file (shell patterns fit) and run the field again",
         table=rows,
     )
 
@@ -310,7 +331,10 @@ def mosaic_coverage(context: dg.AssetCheckExecutionContext, home: HomeResource) 
     """Every accepted exposure is in its mosaic; weight map and exposure map agree."""
     house, field = home.open(), field_of(context)
     rows = []
+    waiting = waiting_filters(house, field)
     for mosaic in house.database.mosaics(field):
+        if mosaic["filter_key"] in waiting:
+            continue  # of earlier data, which its products still are
         members = standing_filters(house, field)[mosaic["filter_key"]][0]
         folder = house.storage.path(mosaic_key(field, mosaic["filter_key"]))
         report = measure_coverage(folder, mosaic["stem"], [one.dataset for one in inputs_of(house, members)])
@@ -330,7 +354,7 @@ def mosaic_coverage(context: dg.AssetCheckExecutionContext, home: HomeResource) 
         f"{len(failed)} of {len(rows)} mosaics fail" if failed else f"{len(rows)} mosaics hold every accepted exposure"
     )
     return answer(
-        bool(rows) and not failed,
+        not failed and (bool(rows) or bool(waiting) or not house.database.exposures(field)),
         summary if rows else "there is no mosaic",
         {"mosaics": len(rows), "failed": len(failed), "limit": 0},
         what_to_do="run the field again: a mosaic is rebuilt where its inputs changed",
@@ -343,13 +367,16 @@ def mosaics_nothing_held_back(context: dg.AssetCheckExecutionContext, home: Home
     """Every filter of the field has a mosaic, with all of its exposures."""
     house, field = home.open(), field_of(context)
     there = {row["filter_key"] for row in house.database.mosaics(field)}
+    waiting = waiting_filters(house, field)
     rows = [
         {"mosaic": key, "state": "complete" if key in there else "no mosaic", "exposures": n, "of": total}
         for key, (_, n, total) in standing_filters(house, field).items()
         if key not in there or n < total
     ]
     for row in rows:
-        if row["state"] == "complete":
+        if row["mosaic"] in waiting and row["state"] == "complete":
+            row["state"] = "of earlier data, its new data could not be had"
+        elif row["state"] == "complete":
             row["state"] = "lacks exposures"
     return answer(
         not rows,

@@ -62,11 +62,20 @@ class OwnReference:
 
 @dataclass
 class Candidates:
-    """Reference catalogues to try, in order, and a line on each one that was looked at."""
+    """Reference catalogues to try, in order, and a line on each one that was looked at.
+
+    ``covering`` says that some catalogue has sources there, be they too few.
+    """
 
     usable: list[ReferenceSources] = field(default_factory=list)
+    covering: bool = False
     notes: list[str] = field(default_factory=list)
     degradations: list[Degradation] = field(default_factory=list)
+
+    @property
+    def why_none(self) -> str:
+        """Why no catalogue could be used; empty where one can."""
+        return "" if self.usable else "; ".join(self.notes) or "no catalogue covers it"
 
 
 @dataclass
@@ -110,12 +119,13 @@ def reference_candidates(home: Home, association: Association, own: OwnReference
     if own.footprints:
         cover = covered_fraction(outline, own.footprints)
         sources = _own_sources(own, outline, margin)
-        if cover >= minimum_cover and len(sources) >= minimum:
+        within = int(inside(own.ra, own.dec, outline).sum())  # those beside it tie nothing
+        if cover >= minimum_cover and within >= minimum:
             found.usable.append(sources)
             found.notes.append(f"own: {len(sources)} sources, covers {cover:.0%}")
         else:
             why = (
-                f"our own reference covers {cover:.0%} with {len(sources)} sources, "
+                f"our own reference covers {cover:.0%} with {within} sources, "
                 f"less than {minimum_cover:.0%} or {minimum}"
             )
             found.notes.append(why)
@@ -130,11 +140,14 @@ def reference_candidates(home: Home, association: Association, own: OwnReference
             continue
         if external is None:
             found.notes.append(f"{name}: not available here")
-        elif len(external) < minimum:
+            continue
+        found.covering = True
+        if len(external) < minimum:
             found.notes.append(f"{name}: {len(external)} sources, fewer than {minimum}")
         else:
             found.usable.append(external)
             found.notes.append(f"{name}: {len(external)} sources")
+    found.covering |= bool(found.usable)
     return found
 
 
@@ -157,12 +170,12 @@ def reduce_association(
     stored = home.database.reduction(name)
     try:
         inputs = fetch(home, association.exposures, log)
-    except (ServiceError, ExposureFileError) as error:
+        references = calibration_references(home, list(inputs.values()))
+    except (ServiceError, ExposureFileError, CalibrationError) as error:
         if stored is None or not made_of_these(home, association) or not products_stand(home, name, verify):
             raise
         log(f"{name}: {error}; the result of these very data stands")
-        return _reuse(home, association, stored, bool(candidates.usable), log)
-    references = calibration_references(home, list(inputs.values()))
+        return _reuse(home, association, stored, candidates, log)
     _, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
     fingerprint = digest_of(
         {
@@ -175,7 +188,7 @@ def reduce_association(
         }
     )
     if stored and stored[0] == fingerprint and products_stand(home, name, verify):
-        return _reuse(home, association, stored, bool(candidates.usable), log)
+        return _reuse(home, association, stored, candidates, log)
     home.database.set_status(name, RUNNING)
     home.storage.require_room(150_000_000 * (2 + len(inputs)))
     exposures = tuple(ExposureInput(dataset, path) for dataset, path in inputs.items())
@@ -195,7 +208,8 @@ def reduce_association(
                 association.detector,
                 survey.limits,
                 survey.reference.absolute_alignment,
-                bool(candidates.usable),
+                candidates.covering,
+                candidates.why_none,
             )
             attempts.append(
                 {"reference": reference.name if reference else "", "status": verdict.status, "cause": verdict.cause}
@@ -341,11 +355,12 @@ def _kind(filename: str) -> str:
     return "other"
 
 
-def _reuse(home: Home, association: Association, stored: tuple[Any, ...], has_reference: bool, log: Log) -> Outcome:
+def _reuse(home: Home, association: Association, stored: tuple[Any, ...], candidates: Candidates, log: Log) -> Outcome:
     """The stored result stands; only the verdict is made again, because limits may have changed."""
     _, result, old, _ = stored
     survey = home.survey
-    verdict = judge(result, association.detector, survey.limits, survey.reference.absolute_alignment, has_reference)
+    rule = survey.reference.absolute_alignment
+    verdict = judge(result, association.detector, survey.limits, rule, candidates.covering, candidates.why_none)
     if verdict != old:
         home.database.put_verdict(verdict)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from dagster import DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
 from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.execution.api import execute_run_iterator
+from sqlalchemy.exc import DatabaseError
 
 from panoramic.errors import FieldBusyError, InputError, PanoramicError, UnknownNameError
 from panoramic.mosaic.build import MosaicResult
@@ -25,12 +27,13 @@ from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
 from panoramic_assets.replay import report_lines
 from panoramic_assets.visits import standing_filters
+from resources.database import is_disk_full
 from resources.home import Home
 from resources.processes import RUN, identity
 from resources.storage import field_lock
 
 Say = Callable[[str], None]
-UNFINISHED = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+AT_WORK = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 # how Dagster ends the step of a blocking check that did not pass
 BLOCKED = DagsterAssetCheckFailedError.__name__
 
@@ -119,12 +122,6 @@ def run_field(home: Home, name: str, say: Say, verify: bool = False) -> FieldOut
         )
         # with the run's own id: a re-execution copies the tags of its parent, not its process
         instance.add_run_tags(run.run_id, {**identity(), RUN: run.run_id})
-        try:
-            # a run that the daemon began since we looked; from now on its queue sees ours and waits
-            _refuse_if_busy(instance, name, run.run_id)
-        except FieldBusyError:
-            instance.delete_run(run.run_id)
-            raise
         say(f"{name}: run {run.run_id[:8]}")
         for event in execute_run_iterator(reconstructable_job, run, instance):
             _follow(event, outcome, say)
@@ -150,16 +147,24 @@ def run_or_name(home: Home, name: str, say: Say, verify: bool = False) -> FieldO
         return run_field(home, name, say, verify)
     except PanoramicError as error:
         return FieldOutcome(name, errors=[f"{type(error).__name__}: {error}"])
+    except (OSError, DatabaseError) as error:
+        if not is_disk_full(error):
+            raise
+        return FieldOutcome(name, errors=[f"DiskFullError: no room left ({error}): make room and run again"])
 
 
 def _is_blocking(job: Any, key: Any) -> bool:
     return bool(job.asset_layer.asset_graph.get(key).blocking)
 
 
-def _refuse_if_busy(instance: DagsterInstance, name: str, own: str = "") -> None:
-    """Refuse a field on which a run of the daemon works or waits, with the run's name."""
-    others = instance.get_runs(RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": name}))
-    foreign = [run for run in others if run.run_id != own and run.tags.get(RUN) != run.run_id]
+def _refuse_if_busy(instance: DagsterInstance, name: str) -> None:
+    """Refuse a field on which a run of the daemon works, with the run's name.
+
+    A run that only waits in the daemon's queue is passed: the queue waits for ours (limit of one run per field). Should
+    the daemon begin one between this look and our start, the steps' own locks keep the two apart.
+    """
+    others = instance.get_runs(RunsFilter(statuses=AT_WORK, tags={"dagster/partition": name}))
+    foreign = [run for run in others if run.tags.get(RUN) != run.run_id]
     if foreign:
         raise FieldBusyError(
             f"run {foreign[0].run_id[:8]} of the daemon works on {name}: wait for it, or terminate it in the UI"
@@ -167,14 +172,15 @@ def _refuse_if_busy(instance: DagsterInstance, name: str, own: str = "") -> None
 
 
 def _remove_leftovers(home: Home, name: str) -> None:
-    """Remove what a killed run left in the work folder: the field's lock is ours, so nobody uses it."""
+    """Remove what a killed run left in the work folder and beside the field's products, where nobody works on it."""
     import shutil
 
     from panoramic.reduction.workfolder import remove_orphans
 
     remove_orphans(home.work)
     for folder in home.storage.path(name).glob("*/.staged-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FieldBusyError), home.alone(folder.name.removeprefix(".staged-"), blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _follow(event: DagsterEvent, outcome: FieldOutcome, say: Say) -> None:
@@ -245,7 +251,7 @@ def peak_mib(home: Home, names: list[str]) -> float:
 def unfinished_runs() -> list[str]:
     """One line for each run that is queued or under way."""
     with DagsterInstance.get() as instance:
-        runs = instance.get_runs(RunsFilter(statuses=UNFINISHED))
+        runs = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED, *AT_WORK]))
     return [
         f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}"
         for r in runs

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +26,12 @@ from dagster import ConfigurableResource, EnvVar
 from panoramic.associations import Association
 from panoramic.errors import InputError
 from panoramic.reduction.base import Reduction
-from panoramic.survey import FolderArchive, ReferenceRules, SimulatedArchive, Survey
+from panoramic.survey import FolderArchive, ReductionRules, ReferenceRules, SimulatedArchive, Survey
 from resources.archive import Archive, make_archive
 from resources.calibration import Calibration
 from resources.database import Database
 from resources.reference_catalogs import FolderReferenceCatalogs
-from resources.storage import LocalStorage
+from resources.storage import LocalStorage, field_lock
 
 SIMULATED_SURVEY = Path(__file__).resolve().parent.parent / "surveys" / "simulated.yaml"
 
@@ -71,7 +73,7 @@ class Home:
         self.database.migrate()
         self.database.claim(survey.name)
         text = yaml.safe_dump(survey.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-        temporary = self.survey_file.with_suffix(".tmp")
+        temporary = self.survey_file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(f"# The survey file in force; written by panoramic, changed by --survey FILE.\n{text}")
         os.replace(temporary, self.survey_file)
         self.__dict__.pop("survey", None)
@@ -80,6 +82,12 @@ class Home:
         settings = Path(__file__).resolve().parent.parent / "deploy" / "laptop" / "dagster.yaml"
         if not (dagster_home / "dagster.yaml").exists():
             shutil.copyfile(settings, dagster_home / "dagster.yaml")
+
+    def alone(
+        self, product: str, on_wait: Callable[[str], None] | None = None, blocking: bool = True
+    ) -> AbstractContextManager[None]:
+        """Hold a product while it is made: a second run of the same step waits, then finds it there."""
+        return field_lock(product, self.path / "locks" / "products", on_wait, blocking)
 
     @cached_property
     def survey(self) -> Survey:
@@ -180,4 +188,5 @@ def survey_of_folder(folder: Path) -> Survey:
         archive=FolderArchive(kind="folder", path=folder.resolve()),
         expected="present",
         reference=ReferenceRules(catalogs=usual + others),
+        reduction=ReductionRules(parameters={"lean": True}),
     )

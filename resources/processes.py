@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def start_time(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def started_at(pid: int) -> float | None:
+    """Start of a process in seconds since 1970; None where there is none."""
+    ticks = start_time(pid)
+    if ticks is None:
+        return None
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def identity(pid: int | None = None) -> dict[str, str]:

@@ -356,9 +356,9 @@ def field_lock(
             stream.seek(0)
             holder = stream.read().strip() or "another run"
             if not blocking:
-                raise FieldBusyError(f"field {name} is held by {holder}; wait for it to end") from error
+                raise FieldBusyError(f"{name} is held by {holder}; wait for it to end") from error
             if on_wait is not None:
-                on_wait(f"field {name} is held by {holder}: waiting for it to end")
+                on_wait(f"{name} is held by {holder}: waiting for it to end")
             fcntl.flock(stream, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):  # on a full disk the lock still holds, only its holder has no name
             stream.truncate(0)

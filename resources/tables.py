@@ -41,6 +41,7 @@ fields = Table(
     Column("archive_count", Integer, nullable=False),
     Column("looked_at", DateTime, nullable=False),
     Column("touching", JSON, nullable=False),
+    Column("grouped_version", String(64), nullable=False, server_default=""),
 )
 
 observations = Table(

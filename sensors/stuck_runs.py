@@ -3,12 +3,14 @@
 import json
 import os
 import re
-from pathlib import Path
+import socket
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterInstance, DagsterRun
 
-from resources.processes import RUN, is_gone, start_time
+from panoramic.reduction.workfolder import remove_orphans
+from resources.home import HomeResource
+from resources.processes import RUN, is_gone, started_at
 
 _STARTED_PROCESS = re.compile(r"\(pid: (\d+)\)")
 
@@ -31,14 +33,17 @@ def dead_runs(instance: DagsterInstance) -> dict[str, str]:
 
 
 def _daemon_run_is_gone(instance: DagsterInstance, run: DagsterRun) -> bool:
-    """A run of the daemon's launcher is dead when its code server's socket is gone, and so is its own process."""
+    """A run of the daemon's launcher is dead when nobody listens at its code server's socket, and its process is gone.
+
+    A killed server leaves the socket's file behind, so the file alone says nothing.
+    """
     info = json.loads(run.tags.get(".dagster/grpc_info", "{}"))
     server = info.get("socket")
-    if not server or Path(server).exists():
+    if not server or _listens(server):
         return False
     records = instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT).records
-    pids = [
-        int(match.group(1))
+    processes = [
+        (int(match.group(1)), record.event_log_entry.timestamp)
         for record in records
         if (
             match := _STARTED_PROCESS.search(
@@ -46,7 +51,26 @@ def _daemon_run_is_gone(instance: DagsterInstance, run: DagsterRun) -> bool:
             )
         )
     ]
-    return bool(pids) and all(start_time(pid) is None for pid in pids if pid != os.getpid())
+    return bool(processes) and not any(_lives(pid, said) for pid, said in processes if pid != os.getpid())
+
+
+def _listens(address: str) -> bool:
+    """Whether a process answers at a local socket."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(5)
+        try:
+            one.connect(address)
+        except TimeoutError:
+            return True  # somebody holds it, and is busy
+        except OSError:
+            return False
+    return True
+
+
+def _lives(pid: int, said: float) -> bool:
+    """Whether the process that was named at a time (s since 1970) still is the one of that pid."""
+    began = started_at(pid)
+    return began is not None and began <= said + 5.0
 
 
 def reap(instance: DagsterInstance) -> list[str]:
@@ -65,7 +89,8 @@ def reap(instance: DagsterInstance) -> list[str]:
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Reports runs failed whose process is gone, so that they don't hold their field for ever.",
 )
-def stuck_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Reap dead runs; `run_retries` runs them again."""
+def stuck_runs(context: dg.SensorEvaluationContext, home: HomeResource) -> dg.SkipReason:
+    """Reap dead runs; `run_retries` runs them again. What they left in the work folder goes."""
     reaped = reap(context.instance)
+    remove_orphans(home.open().work)
     return dg.SkipReason(f"reported failed: {', '.join(reaped)}" if reaped else "every unfinished run has its process")

@@ -31,14 +31,14 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("released_by", sa.String(length=64), nullable=False),
         sa.Column("released_at", sa.DateTime(), nullable=False),
-        sa.PrimaryKeyConstraint(
-            "visit_id", "activity", "filter", "pupil", "detector", name=op.f("pk_released_groups")
-        ),
+        sa.PrimaryKeyConstraint("visit_id", "activity", "filter", "pupil", "detector", name=op.f("pk_released_groups")),
     )
     with op.batch_alter_table("observations") as batch:
         batch.add_column(sa.Column("granted", sa.Boolean(), nullable=False, server_default=sa.false()))
         # a folder's files have identities of 48 bits, which PostgreSQL's integer can't hold
         batch.alter_column("file_id", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
         batch.alter_column("size", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
+    with op.batch_alter_table("fields") as batch:
+        batch.add_column(sa.Column("grouped_version", sa.String(length=64), nullable=False, server_default=""))
     with op.batch_alter_table("products") as batch:
         batch.alter_column("size", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)

@@ -119,7 +119,8 @@ def mosaic_astrometry(
                     limits.mosaic_association_mas,
                 )
             )
-        if one.channel == "short" and own is not None and not one.is_reference:
+        # the reference's own associations are its source; every other one is held against it
+        if own is not None and not one.is_reference:
             outcome = _first_measured(samples, own, limits.mosaic_own_n, search_radius_arcsec)
             found.append(
                 _judge(

@@ -146,6 +146,10 @@ def die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:  # it ended before the request
             os._exit(1)
+        # what foreign code forks (helpers of multiprocessing) ends with this process, however that ends
+        os.register_at_fork(
+            after_in_child=lambda: ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        )
 
     def watch() -> None:
         os.read(pipe, 1)

@@ -66,7 +66,8 @@ from panoramic.reduction.workfolder import WorkFolder, publish, remove_orphans, 
 __all__ = ["GrizliParameters", "GrizliReduction", "remove_orphans", "validate_parameters"]
 
 _RERUN = "# !! First `prep` run failed with `run_tweak_align`"
-_NO_ROOM = "No space left on device"
+# as the system says it, and as astropy does before it writes
+_NO_ROOM = re.compile(r"No space left on device|Not enough free space")
 
 
 class GrizliReduction:
@@ -289,7 +290,7 @@ class _Reading:
     def _gave_up(self) -> str:
         """The cause where grizli made nothing: words if it is alignment, else an error."""
         name, exception = self.job.association, last_exception(self.text)
-        if _NO_ROOM in self.text:
+        if _NO_ROOM.search(self.text):
             raise DiskFullError(f"{name}: no room left while grizli worked")
         if exception and re.match(r"(crds\.[\w.]*)?Crds\w+", exception):
             raise CalibrationError(f"{name}: {exception}")
@@ -305,7 +306,7 @@ class _Reading:
         """What an exception in the child means here."""
         name = self.job.association
         said = f"{error['type']}: {error['message']}".strip().rstrip(":")
-        if error["errno"] == errno.ENOSPC or _NO_ROOM in said:
+        if error["errno"] == errno.ENOSPC or _NO_ROOM.search(said):
             return DiskFullError(f"{name}: no room left while grizli worked ({said})")
         if error["type"] == "ReferenceFileError":
             context = self.job.calibration.crds_context

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from panoramic.reduction.childprocess import die_with_parent
+from panoramic.reduction.workfolder import SOCKETS, SOCKETS_ROOT
 
 REQUIRED_REFERENCES = ("flat", "photom", "distortion")
 OPTIONAL_REFERENCES = ("area", "filteroffset")
@@ -29,7 +30,7 @@ SERVICES = ("region_mask", "persistence_history", "pure_parallel_pointing")
 
 def _short_socket_folder() -> None:
     """Give multiprocessing a short folder: a socket's path may have 107 bytes, a work folder alone can be longer."""
-    folder = tempfile.mkdtemp(prefix="pymp-", dir=Path("/") / "tmp")
+    folder = tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-", dir=SOCKETS_ROOT)
     multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 

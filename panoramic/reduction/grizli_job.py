@@ -87,7 +87,9 @@ class GrizliJob:
     def ra_offset(self) -> float:
         """Degrees by which the sky is turned about its pole: grizli's polygons break where RA passes from 360 to 0."""
         near_zero = any(abs((h.ra + 180) % 360 - 180) < _WRAP_DEG / np.cos(np.radians(h.dec)) for h in self.headers)
-        return 90.0 if near_zero else 0.0
+        # to the far side: close to a pole a detector spans many degrees, wherever it is
+        mean = np.angle(np.exp(1j * np.radians([h.ra for h in self.headers])).mean(), deg=True)
+        return round(180.0 - float(mean)) % 360.0 if near_zero else 0.0
 
     def write(self) -> None:
         """Copy the rate files, link grizli's configuration, write reference and job.

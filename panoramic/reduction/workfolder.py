@@ -17,6 +17,8 @@ from panoramic.errors import DiskFullError, StorageError
 
 PREFIX = "reduction-"
 _LOCK = ".lock"
+# short folders for the sockets of an engine's helpers, by the pid of the process that made them
+SOCKETS, SOCKETS_ROOT = "panoramic-", Path("/") / "tmp"
 
 
 class WorkFolder:
@@ -59,7 +61,10 @@ class WorkFolder:
 
 
 def remove_orphans(root: Path) -> tuple[Path, ...]:
-    """Delete work folders in ``root`` whose owners (process and child) are gone; give what was deleted."""
+    """Delete work folders in ``root`` whose owners (process and child) are gone; give what was deleted.
+
+    The folders of sockets that killed engines left go too.
+    """
     removed = []
     for lock in sorted(Path(root).glob(f"{PREFIX}*{_LOCK}")):
         try:
@@ -79,6 +84,10 @@ def remove_orphans(root: Path) -> tuple[Path, ...]:
             continue
         finally:
             os.close(fd)
+    for folder in SOCKETS_ROOT.glob(f"{SOCKETS}[0-9]*-*"):
+        pid = folder.name.removeprefix(SOCKETS).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
     return tuple(removed)
 
 

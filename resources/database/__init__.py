@@ -14,6 +14,7 @@ from resources.database.core import (
     NO_DATA,
     QUEUED,
     RUNNING,
+    is_disk_full,
     now,
 )
 from resources.database.exposures import Known
@@ -29,6 +30,7 @@ __all__ = [
     "RUNNING",
     "Database",
     "Known",
+    "is_disk_full",
     "now",
 ]
 

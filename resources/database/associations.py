@@ -200,6 +200,22 @@ class AssociationTables(ExposureTables):
             )
             return list(connection.execute(query).mappings())
 
+    def mark_grouped(self, connection: sa.Connection, field: str, data_version: str) -> None:
+        """Remember of which data of the field the associations were made."""
+        f = t.fields
+        connection.execute(f.update().where(f.c.name == field).values(grouped_version=data_version))
+
+    def arrived_since(self, field: str) -> set[str]:
+        """Exposures of a field that are in no association because they came after it was grouped."""
+        f, o, e = t.fields, t.observations, t.exposure_files
+        with self.read() as connection:
+            row = connection.execute(sa.select(f.c.data_version, f.c.grouped_version).where(f.c.name == field)).one()
+            if row.data_version == row.grouped_version:
+                return set()
+            grouped = sa.select(e.c.dataset)
+            query = sa.select(o.c.dataset).where(o.c.field == field, o.c.dataset.not_in(grouped))
+            return set(connection.scalars(query))
+
     def causes(self, names: Iterable[str]) -> dict[str, str]:
         """Why associations are in the state that they are in."""
         a = t.assoc_table

@@ -6,6 +6,7 @@ writing method takes the connection of a transaction, so that what belongs toget
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
-from panoramic.errors import ConflictError, StorageError
+from panoramic.errors import ConflictError, DiskFullError, StorageError
 from resources import tables as t
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ class DatabaseCore:
                 with connection.begin():
                     yield connection
             except sa.exc.OperationalError as error:
-                raise StorageError(f"the survey's database could not be written: {error.orig}") from error
+                raise _typed(error) from error
 
     @contextmanager
     def rehearse(self) -> Iterator[sa.Connection]:
@@ -79,7 +80,10 @@ class DatabaseCore:
         config = Config()
         config.set_main_option("script_location", str(PROJECT / "migrations"))
         config.attributes["engine"] = self.engine
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except sa.exc.OperationalError as error:
+            raise _typed(error) from error
 
     def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert rows, or update those whose primary key is there."""
@@ -102,6 +106,19 @@ class DatabaseCore:
         """Raise `ConflictError` if this is the home of another survey."""
         with self.read() as connection:
             _is_claimed(connection, survey)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the system or of a database says that there is no room left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "disk is full" in str(error) or "No space left on device" in str(error)
+
+
+def _typed(error: sa.exc.OperationalError) -> StorageError:
+    if is_disk_full(error):
+        return DiskFullError("no room left for the survey's database: make room and run again")
+    return StorageError(f"the survey's database could not be written: {error.orig}")
 
 
 def _is_claimed(connection: sa.Connection, survey: str) -> bool:

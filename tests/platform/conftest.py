@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from panoramic.errors import ChecksumMismatchError, EmptyArchiveError, EngineKilledError
+from panoramic.errors import ChecksumMismatchError, EmptyArchiveError, EngineKilledError, InputError
 from panoramic.footprints import from_tangent_plane, inside, mean_position, parse_s_region, to_s_region
 from panoramic.observations import is_long_wave, split_filename
 from panoramic.provenance import sha256_of
@@ -63,6 +63,9 @@ class Sky:
     moved: dict[str, float] = field(default_factory=dict)
     bad_relative: set[str] = field(default_factory=set)
     unreachable: bool = False
+    no_calibration: Exception | None = None
+    damaged_catalogs: set[str] = field(default_factory=set)
+    few_sources: int | None = None
 
 
 class FakeArchive:
@@ -187,6 +190,8 @@ class FakeCatalogs:
         self.sky = sky
 
     def load(self, name, footprint, epoch, margin_arcsec=0.0):
+        if name in self.sky.damaged_catalogs:
+            raise InputError(f"{name}.ecsv is damaged")
         if name != "LS_DR9":
             return None
         rng = np.random.default_rng(5)
@@ -195,6 +200,8 @@ class FakeCatalogs:
             bad = inside(positions[:, 0], positions[:, 1], area, 30.0)
             positions[bad] += rng.uniform(-20, 20, (bad.sum(), 2)) / 3600
         keep = inside(positions[:, 0], positions[:, 1], footprint, margin_arcsec)
+        if self.sky.few_sources is not None:
+            keep[np.flatnonzero(keep)[self.sky.few_sources :]] = False
         n = int(keep.sum())
         return ReferenceSources(name, *positions[keep].T, np.full(n, 20.0), np.full(n, 30.0))
 
@@ -210,8 +217,13 @@ class FakeHome(Home):
         self.calibration = SimpleNamespace(  # type: ignore[misc]
             context="jwst_0001.pmap",
             setup=lambda: CalibrationSetup(path, "jwst_0001.pmap"),
-            selected_references_of=lambda headers: [{} for _ in headers],
+            selected_references_of=self._selected,
         )
+
+    def _selected(self, headers):
+        if self.sky.no_calibration is not None:
+            raise self.sky.no_calibration
+        return [{} for _ in headers]
 
     def engine(self, association):
         return FakeEngine(self.sky)
@@ -318,6 +330,12 @@ def platform_of(tmp_path: Path) -> Iterator[Callable[[str], Platform]]:
 
         yield make
     del SKIES[str(path)]
+
+
+@pytest.fixture
+def survey_text() -> str:
+    """The survey file of most tests here."""
+    return SURVEY
 
 
 @pytest.fixture

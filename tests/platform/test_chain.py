@@ -312,7 +312,7 @@ def test_no_catalogue_holds_back_or_is_noted(platform, missing, tmp_path) -> Non
 
 
 def test_missing_data_are_named_and_the_filter_comes_back(two_fields) -> None:
-    """A newer revision that can't be had takes the filter's mosaic away, says so, and gives it back."""
+    """A newer revision that can't be had leaves the filter's earlier mosaic, says so, and replaces it later."""
     platform, first, _ = two_fields
     platform.run(first)
     row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
@@ -322,9 +322,12 @@ def test_missing_data_are_named_and_the_filter_comes_back(two_fields) -> None:
     result = platform.run(first)
     assert result.success
     assert not platform.checks(result)["preprocessed_visits.nothing_held_back"].passed
-    assert len(platform.home.database.mosaics(first)) == 1
+    assert "of earlier data" in platform.checks(result)["mosaics.nothing_held_back"].description
+    assert len(platform.home.database.mosaics(first)) == 2
     platform.sky.damaged = set()
-    assert platform.run(first).success
+    result = platform.run(first)
+    assert result.success
+    assert platform.checks(result)["mosaics.nothing_held_back"].passed
     assert len(platform.home.database.mosaics(first)) == 2
     assert {r["status"] for r in platform.home.database.association_rows(first)} == {2}
 
@@ -373,3 +376,107 @@ def test_a_field_of_refused_exposures_alone_does_not_crash(two_fields) -> None:
     result = platform.run(first)
     assert platform.checks(result)["observations.archive_count"].passed
     assert not platform.checks(result)["astrometric_reference.absolute_alignment"].passed
+
+
+# --- what goes wrong while the field runs -----------------------------------------------------
+
+
+def test_an_exposure_that_arrives_during_a_run_waits_for_the_next(two_fields, monkeypatch) -> None:
+    platform, first, _ = two_fields
+    grouped = platform.home.database.__class__.mark_grouped
+
+    def arrive(database, connection, field, version):
+        grouped(database, connection, field, version)
+        if field == first:
+            late.append(True)
+
+    late: list[bool] = []
+    monkeypatch.setattr(platform.home.database.__class__, "mark_grouped", arrive)
+    for asset in ("observations", "associations"):
+        assert platform.materialize(asset, first).success
+    assert late
+    platform.add_visit(150.0, 2.0, 3)
+    platform.ingest()
+    assert len(platform.home.database.arrived_since(first)) == 4
+    for asset in ("astrometric_reference", "preprocessed_visits"):
+        result = platform.materialize(asset, first)
+        assert result.success, [c.description for c in result.get_asset_check_evaluations() if not c.passed]
+    accounted = platform.checks(result)["preprocessed_visits.exposures_accounted"]
+    assert accounted.passed
+    assert "4 exposures in calibrated files, 4 named with their cause, 0 lost" in accounted.description
+    assert platform.run(first).success
+    assert platform.home.database.arrived_since(first) == set()
+    assert len(platform.home.database.associations(first)) == 4
+
+
+def test_a_field_without_data_is_blocked_and_keeps_its_mosaics(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    files = sorted(platform.home.storage.path(first).rglob("*_drc_sci.fits"))
+    assert len(files) == 2
+    rows = [r for r in platform.sky.rows if "jw09001001" in r["filename"]]
+    for row in rows:
+        row |= {"ArchiveFileID": 5, "checksum": "5" * 32}
+        platform.sky.damaged.add(row["filename"])
+    platform.ingest()
+    result = platform.run(first)
+    assert not result.success
+    answers = platform.checks(result)
+    assert not answers["astrometric_reference.absolute_alignment"].passed
+    assert "no aligned reference" in answers["astrometric_reference.absolute_alignment"].description
+    assert all(path.exists() for path in files)
+
+
+def test_one_filter_without_data_keeps_its_earlier_mosaic(two_fields) -> None:
+    platform, first, _ = two_fields
+    platform.run(first)
+    (kept,) = platform.home.storage.path(first).rglob("*f115w-clear_drc_sci.fits")
+    for row in platform.sky.rows:
+        if "jw09001001" in row["filename"] and "nrcb1" in row["filename"]:
+            row |= {"ArchiveFileID": 5, "checksum": "5" * 32}
+            platform.sky.damaged.add(row["filename"])
+    platform.ingest()
+    result = platform.run(first)
+    assert result.success
+    assert kept.exists()
+    answers = platform.checks(result)
+    assert "of earlier data" in answers["mosaics.nothing_held_back"].description
+    accounted = answers["preprocessed_visits.exposures_accounted"]
+    assert "2 exposures in calibrated files, 2 named with their cause" in accounted.description
+
+
+def test_calibration_that_can_not_be_asked_leaves_finished_results(two_fields) -> None:
+    from panoramic.errors import CalibrationError
+
+    platform, first, _ = two_fields
+    platform.run(first)
+    count = len(platform.sky.reduced)
+    platform.sky.no_calibration = CalibrationError("CRDS gave no answer")
+    assert platform.run(first).success
+    assert len(platform.sky.reduced) == count
+    assert {r["status"] for r in platform.home.database.association_rows(first)} == {2}
+
+
+def test_a_damaged_catalogue_is_named_and_the_next_one_judges(platform_of, survey_text) -> None:
+    platform = platform_of(survey_text.replace("[LS_DR9, GAIA]", "[BROKEN, LS_DR9]"))
+    platform.sky.damaged_catalogs = {"BROKEN"}
+    platform.add_visit(150.0, 2.0, 1)
+    platform.ingest()
+    (first,) = platform.home.database.field_names()
+    answers = platform.checks(platform.run(first))
+    assert answers["mosaics.mosaic_astrometry"].passed
+    assert "reference_catalog_BROKEN" in answers["preprocessed_visits.no_degradation"].description
+
+
+def test_too_few_reference_sources_are_not_called_none(two_fields, tmp_path) -> None:
+    platform, first, _ = two_fields
+    platform.sky.few_sources = 11
+    text = (platform.home.survey_file.read_text()) + "\n"
+    survey = Survey.parse(text, platform.home.survey_file)
+    reference = survey.reference.model_copy(update={"absolute_alignment": "if_available"})
+    platform.home.prepare(survey.model_copy(update={"reference": reference}))
+    platform.run(first)
+    causes = {r["cause"] for r in platform.home.database.association_rows(first)}
+    assert any("LS_DR9: 11 sources, fewer than 12" in cause for cause in causes), causes
+    assert not any(v[2].accepted for a in platform.home.database.associations(first)
+                   if (v := platform.home.database.reduction(a.name)))  # fmt: skip

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from panoramic.survey import Survey
 from panoramic_assets.ingest import MAST_ARCHIVE, ingest, mjd, report, unreported
 from resources import tables as t
 from resources.archive import ArchiveFault, ArchiveLook
@@ -252,3 +253,54 @@ def test_a_row_that_was_never_taken_in_is_counted(two_fields) -> None:
     count = {name: platform.home.database.field(name)["archive_count"] for name in (first, second)}
     assert count == {first: 5, second: 4}
     assert not platform.checks(platform.run(first))["observations.archive_count"].passed
+
+
+# --- merges and splits of the survey file -------------------------------------------------------
+
+
+def test_merged_fields_keep_their_names_and_work(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.add_visit(150.6, 2.0, 2)
+    platform.ingest()
+    first, second = platform.home.database.field_names()
+    for name in (first, second):
+        assert platform.run(name).success
+    count = len(platform.sky.reduced)
+    survey = platform.home.survey.model_dump()
+    survey["fields"]["merges"] = {first: [second]}
+    platform.home.prepare(Survey.model_validate(survey))
+    found = platform.ingest()
+    assert set(found.moved.values()) == {first}
+    assert len(found.moved) == 4
+    assert set(found.touched_fields) == {first, second}
+    for name in (second, first):  # the field that gave all away has nothing to do, and says so
+        result = platform.run(name)
+        failed = [
+            c.description for c in platform.checks(result).values() if not c.passed and c.check_name != "no_degradation"
+        ]
+        assert result.success, failed
+    rows = platform.home.database.association_rows(first)
+    assert len(rows) == 4
+    assert {r["assoc_name"].split("_")[0] for r in rows} == {first, second}
+    assert len(platform.sky.reduced) == count  # what was reduced stays reduced
+    assert platform.home.database.mosaics(second) == []
+    assert len(platform.home.database.mosaics(first)) == 2
+    again = platform.ingest()
+    assert (again.moved, again.touched_fields) == ({}, [])
+
+
+def test_a_split_takes_its_exposures_into_a_field_of_their_own(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.add_visit(150.05, 2.0, 3)
+    platform.ingest()
+    (parent,) = platform.home.database.field_names()
+    survey = platform.home.survey.model_dump()
+    survey["fields"]["splits"] = {parent: {"j100100p0200": ["jw09001003*"]}}
+    platform.home.prepare(Survey.model_validate(survey))
+    found = platform.ingest()
+    assert found.new_fields == ["j100100p0200"]
+    assert {d[:10] for d in found.moved} == {"jw09001003"}
+    for name in (parent, "j100100p0200"):
+        assert platform.run(name).success
+        assert len(platform.home.database.exposures(name)) == 4
+        assert len(platform.home.database.mosaics(name)) == 2

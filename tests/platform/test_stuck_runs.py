@@ -55,3 +55,27 @@ def test_a_dead_run_is_reported_and_a_living_one_is_not(two_fields, dead_process
     assert platform.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
     assert platform.instance.get_run_by_id(alive).status == dg.DagsterRunStatus.STARTED
     assert reap(platform.instance) == []
+
+
+def test_a_killed_daemon_leaves_its_socket_behind(two_fields, dead_process, tmp_path) -> None:
+    """The socket's file of a killed code server stays; nobody answers at it."""
+    import json
+    import socket
+
+    platform, first, second = two_fields
+    runs = {}
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "second"))
+    listening.listen()
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(tmp_path / "first"))
+    left.close()
+    for name, place in ((first, "first"), (second, "second")):
+        tags = {"dagster/partition": name, ".dagster/grpc_info": json.dumps({"socket": str(tmp_path / place)})}
+        runs[name] = started(platform, tags)
+        platform.instance.add_run_tags(runs[name], {RUN: "another"})
+        run = platform.instance.get_run_by_id(runs[name])
+        pid = dead_process["panoramic/pid"]
+        platform.instance.report_engine_event(f"Started process for run (pid: {pid}).", run)
+    assert set(dead_runs(platform.instance)) == {runs[first]}
+    listening.close()

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from panoramic.associations import associate, association_name, index_of, linked
 from panoramic.errors import InputError
-from panoramic.fields import SkyField, assign_fields, field_name, single_linkage
-from panoramic.footprints import FootprintSet, edge_distance_arcmin, from_tangent_plane, separation_arcmin
+from panoramic.fields import SkyField, assign_fields, field_name
+from panoramic.footprints import (
+    ARCMIN,
+    FootprintSet,
+    edge_distance_arcmin,
+    from_tangent_plane,
+    positions_of,
+    separation_arcmin,
+)
+from panoramic.linkage import single_linkage
 from panoramic.survey import AssociationRules, FieldRules
 
 RULES = FieldRules(buffer_arcmin=25)
@@ -140,6 +148,40 @@ def test_groups_are_those_of_every_pair_measured(seed, count, centre, buffer) ->
     labels = single_linkage(FootprintSet(shapes), FieldRules(buffer_arcmin=buffer))
     assert grouped(labels) == brute_groups(count, lambda i, j: edge_distance_arcmin(shapes[i], shapes[j]) <= buffer)
     assert sorted(set(labels)) == sorted(set(labels), key=list(labels).index) == list(range(max(labels) + 1))
+
+
+@pytest.mark.parametrize("buffer", [0.05, 1.0, 25.0, 600.0])
+def test_pairs_all_over_the_sky_are_linked_up_to_the_buffer(buffer) -> None:
+    rng = np.random.default_rng(7)
+    shapes = []
+    while len(shapes) < 600:
+        centre = (float(rng.uniform(0, 360)), float(np.degrees(np.arcsin(rng.uniform(-1, 1)))))
+        apart, roll = (buffer + 1.07) * rng.uniform(0.9, 1.1), rng.uniform(0, 2 * np.pi)
+        middles = np.array([[0, 0], [apart * np.cos(roll), apart * np.sin(roll)]])
+        shapes += [
+            from_tangent_plane(m + 0.535 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]), centre) for m in middles
+        ]
+    rules = FieldRules(buffer_arcmin=buffer)
+    linked_ = [len(set(single_linkage(FootprintSet(shapes[k : k + 2]), rules))) == 1 for k in range(0, 600, 2)]
+    expected = [edge_distance_arcmin(shapes[k], shapes[k + 1]) <= buffer for k in range(0, 600, 2)]
+    assert linked_ == expected
+    assert 0 < sum(expected) < 300
+
+
+def test_no_cell_is_too_large_along_its_diagonal() -> None:
+    # pairs a little further apart than the buffer, along the direction (1, 1, 1) in which the cells are longest
+    count, rng = 4000, np.random.default_rng(3)
+    diagonal = np.ones(3) / np.sqrt(3)
+    across = np.array([1, -1, 0]) / np.sqrt(2), np.array([1, 1, -2]) / np.sqrt(6)
+    shapes = []
+    for turn in 2 * np.pi * np.arange(count) / count:
+        radial = np.cos(turn) * across[0] + np.sin(turn) * across[1]
+        aside = np.cross(diagonal, radial)
+        along = rng.uniform(-3, 3) + (1.07 + rng.uniform(1.001, 1.1)) * np.array([0, 1])
+        for middle in along:
+            corners = 0.535 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) + [0, middle]
+            shapes.append(positions_of(radial + ARCMIN * (corners[:, :1] * aside + corners[:, 1:] * diagonal)))
+    assert single_linkage(FootprintSet(shapes), FieldRules(buffer_arcmin=1)).tolist() == list(range(2 * count))
 
 
 @RELAXED

@@ -220,7 +220,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 def test_a_field_is_held_by_one_and_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     process = holder(tmp_path)
-    busy = pytest.raises(FieldBusyError, match=f"field f1 is held by process {process.pid}")
+    busy = pytest.raises(FieldBusyError, match=f"f1 is held by process {process.pid}")
     with busy, field_lock("f1", tmp_path, blocking=False):
         pytest.fail("two hold one field")
     with field_lock("f2", tmp_path, blocking=False):
@@ -252,7 +252,7 @@ def test_the_second_waits_and_says_so(tmp_path: Path) -> None:
     thread.join(timeout=30)
     assert got.is_set()
     process.wait()
-    assert said == [f"field f1 is held by process {process.pid}: waiting for it to end"]
+    assert said == [f"f1 is held by process {process.pid}: waiting for it to end"]
 
 
 def test_an_error_inside_frees_the_field(tmp_path: Path) -> None:
