@@ -15,6 +15,7 @@ from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, completeness_of,
 from panoramic_assets.partitions import fields_partitions
 from resources.database import DEFINED
 from resources.home import HomeResource
+from resources.storage import replacing
 
 
 @dg.asset(
@@ -81,9 +82,8 @@ def write_table(path: Path, field: str, rows: Sequence[Any]) -> None:
     units = {column: unit for column, unit in columns.items() if unit}
     table = Table({column: [row[column] for row in rows] for column in columns}, units=units, meta={"field": field})
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    table.write(beside, format="ascii.ecsv", overwrite=True)
-    beside.replace(path)
+    with replacing(path) as beside:
+        table.write(beside, format="ascii.ecsv", overwrite=True)
 
 
 @dg.asset_check(asset=associations, partitions_def=fields_partitions, blocking=True)

@@ -57,6 +57,7 @@ def ingest(
     """Look at the archive, or replay saved rows of it, and write down what is there; no FITS file is needed."""
     from panoramic_assets.ingest import ingest as take_in
     from panoramic_assets.replay import parse_date, report_lines, saved_look
+    from panoramic_assets.running import settled_look
 
     with refusing():
         home = open_home()
@@ -74,7 +75,7 @@ def ingest(
             if look is None:
                 if not dry_run:
                     ensure_archive(home, chosen)
-                look = home.archive_of(chosen).look()
+                look = settled_look(home.archive_of(chosen), say)
             report = take_in(database, chosen, look, moment, dry_run=dry_run)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(report), indent=1))

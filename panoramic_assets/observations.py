@@ -3,20 +3,24 @@
 The rows are written by ``ingest``; this asset reads them, draws the field and lets the checks speak.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import sqlalchemy as sa
 
 from panoramic.completeness import Completeness, assess
-from panoramic.footprints import FILTER_COLOURS, plot_footprints, write_regions
+from panoramic.footprint_plots import FILTER_COLOURS, plot_footprints, write_regions
+from panoramic.footprints import mean_position, separation_arcmin
 from panoramic.observations import Exposure
 from panoramic_assets.common import answer, as_table, field_of, picture
 from panoramic_assets.ingest import mjd
 from panoramic_assets.partitions import fields_partitions
 from resources import tables as t
 from resources.home import Home, HomeResource
+from resources.storage import replacing
 
 # the archive is external: eager's own "newly updated" would fire for the same data version again
 # a field that was reported before automation first looked has no change to see: it is caught up once
@@ -30,6 +34,9 @@ ON_NEW_DATA = (
     )
 ).with_label("when the archive's data of the field changed, or the field was never looked at")
 WHEN_UPSTREAM_PASSED = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+
+# how far from a field's exposures its picture shows other data, and how far a field's own may lie from its middle
+PICTURE_MARGIN_ARCMIN, WIDEST_FIELD_ARCMIN = 5.0, 120.0
 
 mast_archive = dg.AssetSpec(
     "mast_archive",
@@ -74,10 +81,13 @@ def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
     plot = house.storage.path(f"{field}/{field}_footprints.png")
     plot.parent.mkdir(parents=True, exist_ok=True)
     if used:
-        plot_footprints(plot, field, [(e.element.upper(), e.vertices, e.exptime) for e in used], held)
+        with replacing(plot) as beside:
+            outlines = [(e.element.upper(), e.vertices, e.exptime) for e in used]
+            plot_footprints(beside, field, outlines, held, data_around(house, field, used))
     regions = house.storage.path(f"{field}/{field}_exposures.reg")
     colour = {e.dataset: FILTER_COLOURS.get(e.element.upper(), "green") for e in used}
-    write_regions(regions, [(e.dataset, e.vertices, colour[e.dataset]) for e in used])
+    with replacing(regions) as beside:
+        write_regions(beside, [(e.dataset, e.vertices, colour[e.dataset]) for e in used])
     return dg.MaterializeResult(
         metadata={
             "exposures": len(used),
@@ -93,6 +103,20 @@ def observations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         },
         data_version=dg.DataVersion(row["data_version"]),
     )
+
+
+def data_around(home: Home, field: str, used: Sequence[Exposure]) -> list[np.ndarray]:
+    """Footprints of other fields' exposures that a picture of this one would show."""
+    centre = mean_position(np.array([[e.ra, e.dec] for e in used]))
+    reach = max(float(separation_arcmin(*centre, e.ra, e.dec)) for e in used) + PICTURE_MARGIN_ARCMIN
+    with home.database.read() as connection:
+        near = [
+            row.name
+            for row in connection.execute(sa.select(t.fields.c.name, t.fields.c.ra, t.fields.c.dec))
+            if row.name != field and separation_arcmin(*centre, row.ra, row.dec) < reach + WIDEST_FIELD_ARCMIN
+        ]
+        others = [e for name in near for _, _, e in home.database.latest(connection, name).values()]
+    return [e.vertices for e in others if separation_arcmin(*centre, e.ra, e.dec) < reach]
 
 
 def visit_rows(home: Home, field: str) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
 from panoramic_assets.replay import report_lines
 from panoramic_assets.visits import standing_filters
+from resources.archive import Archive, ArchiveLook
+from resources.archive_folder import SETTLE_SECONDS
 from resources.database import is_disk_full
 from resources.home import Home
 from resources.processes import RUN, identity
@@ -83,7 +85,7 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
     InputError
         Nothing in the archive can be used.
     """
-    look = home.archive.look()
+    look = settled_look(home.archive, say)
     found = ingest(home.database, home.survey, look, datetime.now(UTC).replace(tzinfo=None))
     for line in report_lines(found):
         say(line)
@@ -99,6 +101,20 @@ def take_in(home: Home, wanted: list[str], say: Say) -> list[str]:
     with DagsterInstance.get() as instance:
         report(home.database, instance)
     return wanted or names
+
+
+def settled_look(archive: Archive, say: Say, wait: Callable[[float], None] = time.sleep) -> ArchiveLook:
+    """A look at the archive; where files were written just now, a second one that sees whether they still grow.
+
+    A person who copied files and starts at once wants them in; the sensor takes them at its next tick.
+    """
+    look = archive.look()
+    fresh = sum(fault.kind == "unsettled" for fault in look.faults)
+    if not fresh:
+        return look
+    say(f"{fresh} files were written just now: looking again in {SETTLE_SECONDS:g} s, whether they are whole")
+    wait(SETTLE_SECONDS)
+    return archive.look()
 
 
 def run_field(home: Home, name: str, say: Say, verify: bool = False) -> FieldOutcome:

@@ -328,6 +328,27 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside a file to write its new version; it takes the file's place at the end of the block, or vanishes.
+
+    Raises
+    ------
+    DiskFullError
+        There was no room for it; the old version stands.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"{path} can't be written: make room and run again") from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def field_lock(
     name: str, folder: Path, on_wait: Callable[[str], None] | None = None, blocking: bool = True
 ) -> Iterator[None]:

@@ -97,3 +97,21 @@ def test_a_survey_of_a_folder_is_lean(tmp_path: Path) -> None:
     survey = survey_of_folder(tmp_path)
     assert survey.reduction.parameters == {"lean": True}
     assert Survey.model_validate(survey.model_dump()) == survey
+
+
+def test_files_that_were_copied_just_now_are_looked_at_twice(tmp_path: Path) -> None:
+    from panoramic_assets.running import settled_look
+    from resources.archive import ArchiveFault, ArchiveLook
+
+    looks = [ArchiveLook([], [ArchiveFault("a", "just written", "unsettled")]), ArchiveLook([{"filename": "a"}])]
+    said: list[str] = []
+    waited: list[float] = []
+
+    class Folder:
+        def look(self, since_mjd: float | None = None) -> ArchiveLook:
+            return looks.pop(0)
+
+    look = settled_look(Folder(), said.append, waited.append)
+    assert look.rows == [{"filename": "a"}]
+    assert len(waited) == 1
+    assert "written just now" in said[0]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shapes import square
 
 from panoramic.errors import InputError
+from panoramic.footprint_plots import plot_footprints, write_regions
 from panoramic.footprints import (
     FootprintSet,
     covered_fraction,
@@ -18,12 +19,10 @@ from panoramic.footprints import (
     inside,
     mean_position,
     parse_s_region,
-    plot_footprints,
     separation_arcmin,
     to_s_region,
     to_tangent_plane,
     union_area_arcmin2,
-    write_regions,
 )
 
 places = st.tuples(st.floats(0, 360), st.floats(-89.99, 89.99))

@@ -262,3 +262,18 @@ def test_an_error_inside_frees_the_field(tmp_path: Path) -> None:
         pass
     with pytest.raises(StorageError, match="no name of a field"), field_lock("../f1", tmp_path):
         pass
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    from resources.storage import replacing
+
+    path = tmp_path / "field.reg"
+    path.write_text("old")
+    with pytest.raises(DiskFullError, match=r"field\.reg"), replacing(path) as beside:
+        beside.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old"
+    with replacing(path) as beside:
+        beside.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["field.reg"]
