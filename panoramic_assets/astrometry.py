@@ -314,7 +314,7 @@ def reference_source_count(context: dg.AssetCheckExecutionContext, home: HomeRes
         else "nothing was published",
         {"published": len(reference.ra), "fewest on a detector": worst, "limit": limits.reference_sources},
         what_to_do="too few sources for the other filters to align to: look at the association's image and catalogue; "
-        "for a narrow filter, lower limits.reference_sources in the survey file, or prefer another in reference.filters",
+        "for a narrow filter, lower limits.reference_sources or put another first in reference.filters (survey file)",
         table=rows,
     )
 

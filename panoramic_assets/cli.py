@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from panoramic.errors import InputError
+from panoramic.simulate.program import Simulation
 from panoramic.survey import SimulatedArchive, Survey
 from panoramic_assets import cli_discovery, cli_questions
 from panoramic_assets.console import (
@@ -64,14 +65,15 @@ def simulate(
         if serve:
             from panoramic.simulate.server import serve_archive
 
-            target = folder / "served.yaml"
-            serve_archive(folder, port=port, announce=lambda url: _tell_how(chosen, folder, target, url))
+            serve_archive(folder, port=port, announce=lambda url: _tell_how(chosen, simulation, folder, url))
 
 
-def _tell_how(survey: Survey, folder: Path, target: Path, url: str) -> None:
+def _tell_how(survey: Survey, simulation: Simulation, folder: Path, url: str) -> None:
     """Write the survey file of a served archive, and say how it is used."""
+    target = folder / "served.yaml"
     settings = survey.model_dump(mode="json", exclude_defaults=True) | {
         "name": f"{survey.name}.served",
+        "programs": [simulation.program],
         "archive": {"kind": "mast", "url": url, "companions": str(folder.resolve())},
     }
     target.write_text(yaml.safe_dump(settings, sort_keys=False))
