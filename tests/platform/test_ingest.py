@@ -304,3 +304,23 @@ def test_a_split_takes_its_exposures_into_a_field_of_their_own(platform) -> None
         assert platform.run(name).success
         assert len(platform.home.database.exposures(name)) == 4
         assert len(platform.home.database.mosaics(name)) == 2
+
+
+def test_one_false_reference_holds_its_association_back_and_the_field_goes_on(platform) -> None:
+    platform.add_visit(150.0, 2.0, 1)
+    platform.add_visit(150.1, 2.0, 2)
+    from panoramic.footprints import parse_s_region
+
+    bad = [r for r in platform.sky.rows if "jw09001002" in r["filename"]]
+    platform.sky.false_reference = [parse_s_region(r["s_region"]) for r in bad]
+    _, cursor = asked(platform)
+    platform.tick()
+    order, _ = drive(platform, cursor)
+    (name,) = platform.home.database.field_names()
+    assert [stage for stage, _ in order] == STAGES
+    statuses = {r["assoc_name"]: r["status"] for r in platform.home.database.association_rows(name)}
+    assert {n: s for n, s in statuses.items() if "v002" in n} == dict.fromkeys([n for n in statuses if "v002" in n], 9)
+    assert {s for n, s in statuses.items() if "v001" in n} == {2}
+    for held in (n for n, s in statuses.items() if s == 9):
+        assert platform.home.storage.path(f"{name}/associations/{held}/{held}_alignment.png").exists()
+    assert len(platform.home.database.mosaics(name)) == 2
