@@ -22,6 +22,7 @@ from panoramic.associations import index_of
 from panoramic.errors import ArchiveRowError, InputError
 from panoramic.footprints import mean_position, parse_s_region
 from panoramic.observations import is_null, split_filename
+from panoramic.survey import DETECTORS
 
 Row = Mapping[str, Any]
 FIELD_NAME = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
@@ -39,12 +40,16 @@ class AdoptedAssociation:
 
 @dataclass
 class Adoption:
-    """What is taken over: positions (RA, Dec in deg) by field, associations by name, association by dataset."""
+    """What is taken over: positions (RA, Dec in deg) by field, associations by name, association by dataset.
+
+    ``kin`` gives the program and detector that all exposures of an association share.
+    """
 
     fields: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     associations: dict[str, AdoptedAssociation] = dataclasses.field(default_factory=dict)
     members: dict[str, str] = dataclasses.field(default_factory=dict)
     exposures: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    kin: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def adopt(
@@ -82,6 +87,12 @@ def _first(row: Row, *columns: str) -> Any:
     return next((row[c] for c in columns if c in row and not is_null(row[c])), None)
 
 
+def _outline(text: str) -> None:
+    """Refuse a footprint that can't be read; "0" stands for none."""
+    if text != "0":
+        parse_s_region(text)
+
+
 def _required(row: Row, source: str, number: int, *columns: str) -> str:
     value = _first(row, *columns)
     if value is None:
@@ -114,8 +125,13 @@ def _take_association(adoption: Adoption, source: str, number: int, row: Row) ->
     parent = str(_first(row, "parent") or name.split("_", 1)[0]).strip().lower()
     try:
         status = int(float(_first(row, "status") or 0))
-    except ValueError as error:
-        raise ArchiveRowError(source, number, "status", f"{row['status']!r} is no number") from error
+    except (ValueError, OverflowError) as error:
+        raise ArchiveRowError(source, number, "status", f"{row['status']!r} is no whole number") from error
+    for column, read in (("footprint", _outline), ("ra", float), ("dec", float)):
+        try:
+            read(str(_first(row, column) or "0"))
+        except (InputError, ValueError) as error:
+            raise ArchiveRowError(source, number, column, f"{row[column]!r} can't be read: {error}") from error
     known = adoption.associations.setdefault(
         name, AdoptedAssociation(name, parent, status, {k: v for k, v in row.items() if not is_null(v)})
     )
@@ -147,6 +163,15 @@ def _take_member(adoption: Adoption, source: str, number: int, column: str, text
             dataset = split_filename(f"{filename}_rate")["dataset"].lower()
         except InputError as error:
             raise ArchiveRowError(source, number, column, str(error)) from error
+    parts = split_filename(f"{dataset}_rate")
+    if parts["detector"].upper() not in DETECTORS:
+        raise ArchiveRowError(source, number, column, f"{dataset} is of no NIRCam imaging detector")
+    kin = adoption.kin.setdefault(association, (parts["program"], parts["detector"]))
+    if kin != (parts["program"], parts["detector"]):
+        raise ArchiveRowError(
+            source, number, column,
+            f"{dataset} is of another program or detector than the others of {association} ({kin[0]}, {kin[1]})",
+        )  # fmt: skip
     old = adoption.members.setdefault(dataset, association)
     if old != association:
         raise ArchiveRowError(source, number, column, f"{dataset} is in {old} and in {association}")

@@ -267,6 +267,13 @@ def connected(links: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(connected_components(graph, directed=False)[1])
 
 
+def small_square(ra: float, dec: float, side_arcmin: float = 0.02) -> np.ndarray:
+    """A footprint that stands for a position (deg): vertices (4, 2) in deg."""
+    half = side_arcmin / 2
+    corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
+    return from_tangent_plane(corners, (ra, dec))
+
+
 def union_area_arcmin2(footprints: Iterable[np.ndarray]) -> float:
     """Area on the sky covered by any of the footprints, arcmin2."""
     from shapely.ops import unary_union

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,12 @@ FILENAME = re.compile(
     re.IGNORECASE,
 )
 SUFFIX_RANK = {"rate": 0, "cal": 1, "rateints": 2, "calints": 2, "trapsfilled": 4, "uncal": 5}
+# how a refusal for the exposure's mode begins
+MODE_WORDS = ("exposure type", "subarray")
+# what a column of the survey's tables holds
+LONGEST = {"filename": 80, "filter": 16, "pupil": 16, "checksum": 64, "cal_ver": 32, "crds_ctx": 32}
+LARGEST = {"ArchiveFileID": 2**53, "fileSize": 2**53, "expcount": 2**31 - 1}
+RELEASE_COLUMNS = ("publicReleaseDate_mjd", "publicReleaseDate", "t_obs_release")
 NULLS = {"", "nan", "none", "null", "--", "-999", "n/a"}
 
 
@@ -154,7 +160,9 @@ def is_null(value: object) -> bool:
     return str(value).strip().lower() in NULLS
 
 
-def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRules) -> ParsedRows:
+def parse_rows(
+    rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRules, programs: Sequence[int] = ()
+) -> ParsedRows:
     """Read archive rows; the rows of one dataset become one exposure.
 
     The ``_rate`` row stands for its dataset where there is one, else the row of the highest level; of several
@@ -178,13 +186,19 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRu
         if parts["detector"].upper() not in DETECTORS or parts["suffix"].lower() not in SUFFIX_RANK:
             parsed.n_other += 1  # another instrument's detector or a guide-star product: no NIRCam image
             continue
-        file_id = 0 if is_null(row.get("ArchiveFileID")) else int(float(row["ArchiveFileID"]))
+        try:
+            file_id = _integer(row, "ArchiveFileID", source, number)
+        except ArchiveRowError as error:
+            parsed.errors.append(error)
+            parsed.unplaced.setdefault(dataset, str(error))
+            continue
         order = (-SUFFIX_RANK[parts["suffix"].lower()], file_id)
         if dataset not in best or order > best[dataset][0]:
             best[dataset] = (order, number, row)
     for dataset, (_, number, row) in sorted(best.items()):
         try:
-            parsed.exposures[dataset] = _exposure(row, source, number, rules)
+            parsed.exposures[dataset] = _exposure(row, source, number, rules, programs)
+            parsed.unplaced.pop(dataset, None)  # another row of it is whole
         except ArchiveRowError as error:
             fault = row.get("_fault")
             parsed.unplaced[dataset] = str(error) if is_null(fault) else str(fault)
@@ -193,7 +207,9 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], source: str, rules: ExposureRu
     return parsed
 
 
-def _exposure(row: Mapping[str, Any], source: str, number: int, rules: ExposureRules) -> Exposure:
+def _exposure(
+    row: Mapping[str, Any], source: str, number: int, rules: ExposureRules, programs: Sequence[int]
+) -> Exposure:
     parts = split_filename(str(row["filename"]))
     detector = parts["detector"].upper()
     filter_name, pupil = optical_element(row, source, number)
@@ -226,27 +242,44 @@ def _exposure(row: Mapping[str, Any], source: str, number: int, rules: ExposureR
         footprint=footprint.strip(),
         ra=ra,
         dec=dec,
-        release=_number(row, ("publicReleaseDate_mjd", "t_obs_release"), source, number, default=0.0),
-        file_id=int(_number(row, ("ArchiveFileID",), source, number, default=0.0)),
-        checksum="" if is_null(row.get("checksum")) else str(row["checksum"]).strip().lower(),
-        size=int(_number(row, ("fileSize",), source, number, default=0.0)),
-        cal_ver="" if is_null(row.get("cal_ver")) else str(row["cal_ver"]),
-        crds_ctx="" if is_null(row.get("crds_ctx")) else str(row["crds_ctx"]),
-        expcount=int(_number(row, ("expcount",), source, number, default=0.0)),
-        refused=_refusal(row, parts["dataset"].lower(), filter_name, pupil, rules),
+        release=_release(row, source, number),
+        file_id=_integer(row, "ArchiveFileID", source, number),
+        checksum=_optional(row, "checksum", source, number).lower(),
+        size=_integer(row, "fileSize", source, number),
+        cal_ver=_optional(row, "cal_ver", source, number),
+        crds_ctx=_optional(row, "crds_ctx", source, number),
+        expcount=_integer(row, "expcount", source, number),
+        refused=_refusal(row, parts["dataset"].lower(), filter_name, pupil, rules, programs),
         fault="" if is_null(row.get("_fault")) else str(row["_fault"]),
         warnings=tuple(warnings),
         granted=row.get("_granted") is True,
     )
 
 
-def _refusal(row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str, rules: ExposureRules) -> str:
+def _refusal(
+    row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str, rules: ExposureRules, programs: Sequence[int]
+) -> str:
     """The first rule of the survey that leaves the exposure out, or an empty text."""
-    exp_type, subarray = str(row.get("exp_type", "")).upper(), str(row.get("subarray", "")).upper()
-    if not is_null(exp_type) and exp_type not in rules.exp_types:
-        return f"exposure type {exp_type} is not one of {', '.join(rules.exp_types)}"
-    if not is_null(subarray) and subarray not in rules.subarrays:
-        return f"subarray {subarray} is not one of {', '.join(rules.subarrays)}"
+    for column, what, allowed in (
+        ("exp_type", MODE_WORDS[0], rules.exp_types),
+        ("subarray", MODE_WORDS[1], rules.subarrays),
+    ):
+        if column not in row:
+            continue
+        if is_null(row[column]):
+            return f"{what} is not given"
+        value = str(row[column]).strip().upper()
+        if value not in allowed:
+            return f"{what} {value} is not one of {', '.join(allowed)}"
+    return rule_refusal(int(dataset[2:7]), dataset, filter_name, pupil, rules, programs)
+
+
+def rule_refusal(
+    program: int, dataset: str, filter_name: str, pupil: str, rules: ExposureRules, programs: Sequence[int]
+) -> str:
+    """The first of the survey's rules on programs, filters and names that leaves an exposure out, or an empty text."""
+    if programs and program not in programs:
+        return f"program {program} is not one of the survey's"
     if pupil in rules.refuse_pupils:
         return f"pupil {pupil} is refused by the survey"
     if filter_name in rules.refuse_filters:
@@ -256,6 +289,13 @@ def _refusal(row: Mapping[str, Any], dataset: str, filter_name: str, pupil: str,
     return ""
 
 
+def refused_now(exposure: Exposure, rules: ExposureRules, programs: Sequence[int]) -> str:
+    """The refusal of a known exposure by today's rules; its mode, which only a row tells, stays judged as it was."""
+    if exposure.refused.startswith(MODE_WORDS):
+        return exposure.refused
+    return rule_refusal(exposure.program, exposure.dataset, exposure.filter, exposure.pupil, rules, programs)
+
+
 def optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[str, str]:
     """Filter and pupil; the archive's combined form ``NC.F150W2.F162M`` is split."""
     combined = _text(row, "filter", source, number).upper().split(".")
@@ -263,8 +303,9 @@ def optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[s
     filter_name = elements[0]
     if not is_null(row.get("orig-filter")):
         filter_name = str(row["orig-filter"]).strip().upper()
+    _optional({"filter": filter_name}, "filter", source, number)
     if not is_null(row.get("pupil")):
-        pupil = str(row["pupil"]).strip().upper()
+        pupil = _optional(row, "pupil", source, number).upper()
     elif len(elements) > 1:
         pupil = elements[1]
     else:
@@ -275,9 +316,18 @@ def optical_element(row: Mapping[str, Any], source: str, number: int) -> tuple[s
 
 
 def _text(row: Mapping[str, Any], column: str, source: str, number: int) -> str:
-    if is_null(row.get(column)):
+    text = _optional(row, column, source, number)
+    if not text:
         raise ArchiveRowError(source, number, column, "is empty: fill it in or leave the row out")
-    return str(row[column]).strip()
+    return text
+
+
+def _optional(row: Mapping[str, Any], column: str, source: str, number: int) -> str:
+    """A cell's text, empty where it is null; longer than the tables hold it is refused."""
+    text = "" if is_null(row.get(column)) else str(row[column]).strip()
+    if len(text) > LONGEST.get(column, len(text)):
+        raise ArchiveRowError(source, number, column, f"{text[:40]!r}... is longer than {LONGEST[column]} letters")
+    return text
 
 
 def _number(
@@ -288,12 +338,35 @@ def _number(
         if is_null(value):
             continue
         try:
-            return float(str(value))
+            found = float(str(value))
         except ValueError as error:
             raise ArchiveRowError(source, number, column, f"{value!r} is no number") from error
+        if not math.isfinite(found):
+            raise ArchiveRowError(source, number, column, f"{value!r} is no finite number")
+        return found
     if default is None:
         raise ArchiveRowError(source, number, columns[0], "is empty: fill it in or leave the row out")
     return default
+
+
+def _integer(row: Mapping[str, Any], column: str, source: str, number: int) -> int:
+    """A cell's whole number, 0 where it is null."""
+    found = _number(row, (column,), source, number, default=0.0)
+    if not 0 <= found <= LARGEST[column]:
+        raise ArchiveRowError(source, number, column, f"{row[column]!r} is not between 0 and {LARGEST[column]}")
+    return int(found)
+
+
+def _release(row: Mapping[str, Any], source: str, number: int) -> float:
+    """Release date as MJD; MAST's own form is ``/Date(milliseconds since 1970)/``. 0 where no row tells of it."""
+    for column in RELEASE_COLUMNS:
+        if is_null(row.get(column)):
+            continue
+        match = re.fullmatch(r"/Date\((-?\d+)\)/", str(row[column]).strip())
+        return int(match.group(1)) / 86_400_000 + 40587.0 if match else _number(row, (column,), source, number)
+    if any(column in row for column in RELEASE_COLUMNS):
+        raise ArchiveRowError(source, number, RELEASE_COLUMNS[0], "is empty: whether it is public is not known")
+    return 0.0
 
 
 def is_revision(old: Exposure, new: Exposure) -> bool:

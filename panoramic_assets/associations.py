@@ -37,6 +37,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         if not verdicts.groups[e.group].ready or e.dataset in verdicts.groups[e.group].missing
     }
     with house.database.write() as connection:
+        revisions = {d: revision for d, (revision, _, _) in house.database.latest(connection, field).items()}
         known = house.database.known_associations(connection, field)
         taken = house.database.association_names(connection, field)
         grouped = associate(field, usable, known, house.survey.associations, taken)
@@ -47,7 +48,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
     path = house.storage.path(f"{field}/{field}_associations.ecsv")
     write_table(path, field, rows)
     version = digest_of(
-        [(a.name, e.dataset, e.file_id, e.checksum) for a in grouped for e in a.exposures if e.dataset not in held]
+        [(a.name, e.dataset, revisions[e.dataset]) for a in grouped for e in a.exposures if e.dataset not in held]
     )
     return dg.MaterializeResult(
         metadata={

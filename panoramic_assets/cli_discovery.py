@@ -30,6 +30,7 @@ from panoramic_assets.console import (
     refusing,
     say,
 )
+from resources.archive import make_archive
 from resources.database import Database, now
 from resources.home import Home
 
@@ -59,7 +60,8 @@ def ingest(
     from panoramic_assets.replay import parse_date, report_lines, saved_look
     from panoramic_assets.running import settled_look
 
-    with refusing():
+    tell = _to_stderr if as_json else say
+    with refusing(as_json):
         home = open_home()
         moment = parse_date(at) if at else datetime.now(UTC).replace(tzinfo=None)
         if rows is None and (at or complete):
@@ -74,8 +76,9 @@ def ingest(
                 home.prepare(chosen)
             if look is None:
                 if not dry_run:
-                    ensure_archive(home, chosen)
-                look = settled_look(home.archive_of(chosen), say)
+                    ensure_archive(home, chosen, tell)
+                place = home.path if home.path.exists() else Path(scratch)
+                look = settled_look(make_archive(chosen, place, home.mast_token), tell)
             report = take_in(database, chosen, look, moment, dry_run=dry_run)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(report), indent=1))
@@ -91,14 +94,22 @@ def ingest(
                 tell_dagster(home.database, instance)
 
 
+def _to_stderr(message: str) -> None:
+    """Progress where the standard output belongs to a program."""
+    typer.echo(message, err=True)
+
+
 def _rehearsal(home: Home, survey: Survey, scratch: Path) -> Database:
-    """The home's own database where there is one (what is done in it is taken back), else an empty one."""
-    if home.has_database:
-        home.database.migrate()
+    """A copy of the home's database, or an empty one; a server's own, in which what is done is taken back."""
+    if home.has_database and not home.database.is_file:
         home.database.refuse_other(survey.name)
         return home.database
-    database = Database(f"sqlite:///{scratch / 'rehearsal.db'}")
+    copy = scratch / "rehearsal.db"
+    if home.has_database:
+        home.database.copy_to(copy)
+    database = Database(f"sqlite:///{copy}")
     database.migrate()
+    database.refuse_other(survey.name)
     return database
 
 
@@ -137,6 +148,8 @@ def release_group(
             raise InputError("a release needs a reason: --reason TEXT")
         held = held_groups(home)
         chosen = [g for name, g in held.items() if fnmatch.fnmatch(name.upper(), group.upper())]
+        if not held:
+            raise InputError("no group waits: there is nothing to release")
         if not chosen:
             raise UnknownNameError("held-back group", group, held)
         home.database.release_groups(chosen, reason.strip(), getpass.getuser(), now())

@@ -77,7 +77,7 @@ def associations(field: str) -> None:
             cause = escape(row["cause"].partition("\n")[0])
             table.add_row(
                 row["assoc_name"], row["filter"], row["detector"],
-                str(row["dataURL"].count(",") + 1), str(row["status"]),
+                str(len(list(filter(None, row["dataURL"].split(","))))), str(row["status"]),
                 numbers["rms"], numbers["reference"], numbers["n"], numbers["error"], cause,
             )  # fmt: skip
         console.print(table)

@@ -5,9 +5,10 @@ Put here what two modules of commands need. Keep out the commands.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -34,22 +35,26 @@ FieldOption = Annotated[list[str] | None, typer.Option("--field", help="Only thi
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
+def refusing(as_json: bool = False) -> Iterator[None]:
     """Turn typed errors into one line and an exit code: 2 for bad input, 1 for what may be better later."""
     try:
         yield
     except PanoramicError as error:
-        _refuse(error)
+        _refuse(error, as_json)
     except (OSError, DatabaseError) as error:
         if not is_disk_full(error):
             raise
-        _refuse(DiskFullError(f"no room left ({error}): make room and run again"))
+        _refuse(DiskFullError(f"no room left ({error}): make room and run again"), as_json)
 
 
-def _refuse(error: PanoramicError) -> NoReturn:
+def _refuse(error: PanoramicError, as_json: bool) -> NoReturn:
+    code = 2 if isinstance(error, InputError) else 1
+    if as_json:
+        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        raise typer.Exit(code) from error
     console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
     console.print(str(error), markup=False)
-    raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+    raise typer.Exit(code) from error
 
 
 def open_home() -> Home:
@@ -113,14 +118,15 @@ def check_parameters(survey: Survey) -> None:
         validate_parameters(survey.reduction.parameters | override.parameters)
 
 
-def ensure_archive(home: Home, survey: Survey) -> None:
+def ensure_archive(home: Home, survey: Survey, tell: Callable[[str], None] | None = None) -> None:
     """Write the simulated archive where the survey has one and it is not there yet."""
     if isinstance(survey.archive, SimulatedArchive):
         from panoramic.simulate.archive import simulate_archive
 
         # two first runs at once: the second waits, then finds the archive there
-        with field_lock("archive", home.path / "locks", on_wait=say):
-            simulate_archive(survey.archive.simulation, home.path / "archive", progress=say, workers=2)
+        tell = tell or say
+        with field_lock("archive", home.path / "locks", on_wait=tell):
+            simulate_archive(survey.archive.simulation, home.path / "archive", progress=tell, workers=2)
 
 
 def say(message: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from dagster import AssetKey, AssetMaterialization, AssetRecordsFilter, DagsterInstance
+from dagster import AssetKey, AssetMaterialization, DagsterEventType, DagsterInstance
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from panoramic.completeness import assess
@@ -28,6 +28,7 @@ from panoramic.observations import (
     ParsedRows,
     is_revision,
     parse_rows,
+    refused_now,
     split_filename,
 )
 from panoramic.provenance import digest_of
@@ -47,7 +48,9 @@ VOLATILE = ("refused", "fault", "release", "granted", "filename", "checksum", "f
 class IngestReport:
     """What a look at the archive brought: datasets by what happened to them, refusals and faults with their reason.
 
-    ``not_seen`` are known datasets outside a window; ``gone`` those that a full look no longer shows (they are kept).
+    ``older`` are shown in an older version than the known one, which stands. ``not_seen`` are known datasets outside a
+    window; ``gone`` those that a full look no longer shows (they are kept). ``touching`` gives the fields (its own
+    first) of new exposures that touch several: `fields_touch`.
     ``incomplete`` gives what the touched fields lack, with the cause. ``moved`` gives the field of each dataset that
     the survey file's merges or splits put elsewhere.
     """
@@ -57,6 +60,7 @@ class IngestReport:
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    older: list[str] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     unreleased: list[str] = field(default_factory=list)
@@ -65,6 +69,7 @@ class IngestReport:
     errors: list[str] = field(default_factory=list)
     incomplete: dict[str, str] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
+    touching: dict[str, list[str]] = field(default_factory=dict)
     new_fields: list[str] = field(default_factory=list)
     touched_fields: list[str] = field(default_factory=list)
     dry_run: bool = False
@@ -78,62 +83,97 @@ def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime, 
     at : the time of the look, UTC. Exposures whose release date is later are known but wait.
     dry_run : do all of it and take it back.
     """
-    parsed = parse_rows(look.rows, look.source, survey.exposures)
-    exposures = {d: _of_this_survey(e, survey) for d, e in parsed.exposures.items()}
+    parsed = parse_rows(look.rows, look.source, survey.exposures, survey.programs)
     report = IngestReport(n_rows=parsed.n_rows, n_other=parsed.n_other, errors=[str(e) for e in parsed.errors])
     report.dry_run = dry_run
-    report.refused = {d: e.refused for d, e in exposures.items() if e.refused}
-    report.unreleased = [d for d, e in exposures.items() if not e.is_available(mjd(at))]
     report.faults = {f.name: f.reason for f in look.faults}
     named = set(report.faults.values())
     report.faults |= {d: reason for d, reason in parsed.unplaced.items() if reason not in named}
     with database.rehearse() if dry_run else database.write() as connection:
         known = database.latest(connection)
+        exposures = _worth_reading(parsed.exposures, known, look, report)
+        report.refused = {d: e.refused for d, e in exposures.items() if e.refused}
+        report.unreleased = [d for d, e in exposures.items() if not e.is_available(mjd(at))]
         adopted = {d: f for d, f in database.adopted(connection).items() if d not in known}
         assignment = _place(database, connection, exposures, known, adopted, survey)
-        _write_fields(database, connection, assignment, exposures, known, at)
+        _write_fields(database, connection, assignment, exposures, known, survey, at)
         database.move_exposures(connection, assignment.moved)
         report.new_fields, report.moved = assignment.new, dict(sorted(assignment.moved.items()))
-        _write_exposures(database, connection, exposures, known, assignment, adopted, at, look.complete, report)
+        report.touching = {d: list(names) for d, names in sorted(assignment.touching.items())}
+        states = _write_exposures(database, connection, exposures, known, assignment, adopted, at, report)
+        states |= _judge_unseen(database, connection, known, exposures, survey)
         _write_refusals(connection, exposures, at)
         _write_faults(database, connection, look, parsed, at)
-        unseen = sorted(set(known) - set(exposures) - set(parsed.unplaced))
+        unseen = sorted(d for d in set(known) - set(parsed.exposures) - set(parsed.unplaced) if d not in states)
         report.gone, report.not_seen = (unseen, []) if look.complete else ([], unseen)
         latest = database.latest(connection) if report.new or report.changed or report.moved else known
-        latest = _as_they_are_now(latest, exposures, report)
+        latest = {
+            d: (revision, name, dataclasses.replace(e, **states[d]) if d in states else e)
+            for d, (revision, name, e) in latest.items()
+        }
         report.touched_fields = _write_data_versions(database, connection, look, latest, set(report.refused), at)
         report.incomplete = _incomplete(database, connection, latest, survey, report.touched_fields, at)
-        database.remember_look(connection, look.at_mjd, look.complete, _question(survey))
+        database.remember_look(connection, look.at_mjd, look.complete, _question(survey, look.rights))
     return report
 
 
-def look_since(database: Database, survey: Survey, at: datetime) -> float | None:
+def _worth_reading(
+    shown: Mapping[str, Exposure], known: Mapping[str, Known], look: ArchiveLook, report: IngestReport
+) -> dict[str, Exposure]:
+    """The exposures of a look less those that tell nothing new of a known dataset; these go into the report.
+
+    A window may show only a lesser product of the standing version, and a saved reply (or a server that lags) an older
+    version: ArchiveFileID grows with ingestion.
+    """
+    kept = {}
+    for dataset, exposure in shown.items():
+        old = known[dataset][2] if dataset in known else None
+        if old is not None and not look.complete and _is_lesser_product(old, exposure):
+            report.unchanged.append(dataset)
+        elif old is not None and look.ids_grow and _is_older(old, exposure):
+            report.older.append(dataset)
+        else:
+            kept[dataset] = exposure
+    return kept
+
+
+def _is_lesser_product(old: Exposure, new: Exposure) -> bool:
+    """Whether this is a lesser product of the same version: the standing file is still in the archive."""
+    same_version = (old.cal_ver, old.crds_ctx) == (new.cal_ver, new.crds_ctx)
+    return same_version and SUFFIX_RANK[old.suffix] < SUFFIX_RANK[new.suffix]
+
+
+def _is_older(old: Exposure, new: Exposure) -> bool:
+    """Whether this is an earlier ingestion of the same product."""
+    return old.suffix == new.suffix and 0 < new.file_id < old.file_id
+
+
+def look_since(database: Database, survey: Survey, rights: str, at: datetime) -> float | None:
     """From which date (MJD) of ingestion on the sensor need ask the archive; None asks for everything.
 
-    A window can't show what left the archive, nor what a changed survey file asks for: now and then, and after such a
-    change, the look is a full one.
+    A window can't show what left the archive, nor what a changed survey file asks for or another token opens: now and
+    then, and after such a change, the look is a full one.
+
+    Parameters
+    ----------
+    rights : the archive's word for what our token may open.
     """
-    looks = database.last_looks(_question(survey))
+    looks = database.last_looks(_question(survey, rights))
     if looks is None or not isinstance(survey.archive, MastArchive):
         return None
     last, full = looks
     return None if mjd(at) - full >= survey.archive.full_look_days else last
 
 
-def _question(survey: Survey) -> str:
-    """Digest of what a look asks the archive for."""
-    return digest_of([survey.archive.model_dump(mode="json"), survey.programs, survey.exposures.model_dump()])[:16]
+def _question(survey: Survey, rights: str) -> str:
+    """Digest of what a look asks the archive for, and with what rights."""
+    asked = [survey.archive.model_dump(mode="json"), survey.programs, survey.exposures.model_dump(), rights]
+    return digest_of(asked)[:16]
 
 
 def mjd(at: datetime) -> float:
     """Modified Julian date of a UTC time."""
     return (at - datetime(1858, 11, 17)).total_seconds() / 86400
-
-
-def _of_this_survey(exposure: Exposure, survey: Survey) -> Exposure:
-    if survey.programs and exposure.program not in survey.programs and not exposure.refused:
-        return dataclasses.replace(exposure, refused=f"program {exposure.program} is not one of the survey's")
-    return exposure
 
 
 def _place(
@@ -148,11 +188,17 @@ def _place(
 
     Refused exposures make no field and are in none; adopted ones are in the field that they were adopted with.
     """
+    unplaced = [e for d, e in exposures.items() if not e.refused and d not in known]
+    if not unplaced and not survey.fields.changed():
+        return FieldAssignment()  # nothing to place: no footprint need be read
     fields = database.sky_fields(connection, known)
     for dataset, name in adopted.items():
         if dataset in exposures:
             fields[name].footprints[dataset] = exposures[dataset].vertices
-    return assign_fields([e for e in exposures.values() if not e.refused], fields, survey.fields)
+    assignment = assign_fields(unplaced, fields, survey.fields)
+    # the position of an adopted field counts as a footprint, and is no exposure that could move
+    assignment.moved = {d: name for d, name in assignment.moved.items() if d in known or d in exposures}
+    return assignment
 
 
 def _write_fields(
@@ -161,6 +207,7 @@ def _write_fields(
     assignment: FieldAssignment,
     exposures: Mapping[str, Exposure],
     known: Mapping[str, Known],
+    survey: Survey,
     at: datetime,
 ) -> None:
     ordinal = connection.scalar(sa.select(sa.func.max(t.fields.c.ordinal))) or 0
@@ -177,6 +224,17 @@ def _write_fields(
     for name, datasets in touching.items():
         old = connection.scalar(sa.select(t.fields.c.touching).where(t.fields.c.name == name)) or {}
         connection.execute(t.fields.update().where(t.fields.c.name == name).values(touching=old | datasets))
+    if survey.fields.changed():
+        _forget_touching(connection, survey)
+
+
+def _forget_touching(connection: sa.Connection, survey: Survey) -> None:
+    """Drop what touched a field that is merged away now."""
+    f = t.fields
+    for name, touching in connection.execute(sa.select(f.c.name, f.c.touching)).all():
+        kept = {d: names for d, names in touching.items() if all(survey.fields.merged(n) == n for n in names)}
+        if kept != touching:
+            connection.execute(f.update().where(f.c.name == name).values(touching=kept))
 
 
 def _write_exposures(
@@ -187,12 +245,16 @@ def _write_exposures(
     assignment: FieldAssignment,
     adopted: Mapping[str, str],
     at: datetime,
-    complete: bool,
     report: IngestReport,
-) -> None:
-    """Write new exposures, new revisions, and what else changed; sort the datasets into the report."""
+) -> dict[str, dict[str, Any]]:
+    """Write new exposures, new revisions, and what else changed; sort the datasets into the report.
+
+    Returns
+    -------
+    The new values of what changed without a new revision, by dataset.
+    """
     revisions: list[tuple[Exposure, int, str]] = []
-    updates: list[dict[str, Any]] = []
+    states: dict[str, dict[str, Any]] = {}
     for dataset, exposure in exposures.items():
         standing = known.get(dataset)
         if standing is None:
@@ -202,9 +264,6 @@ def _write_exposures(
                 revisions.append((exposure, 1, name))
             continue
         revision, name, old = standing
-        if not complete and _is_lesser_product(old, exposure):
-            report.unchanged.append(dataset)
-            continue
         if is_revision(old, exposure):
             report.changed.append(dataset)
             revisions.append((exposure, revision + 1, assignment.moved.get(dataset, name)))
@@ -212,30 +271,29 @@ def _write_exposures(
         report.unchanged.append(dataset)
         values = {column: getattr(exposure, column) for column in VOLATILE}
         if any(getattr(old, column) != value for column, value in values.items()):
-            updates.append({"key_dataset": dataset, "key_revision": revision} | values)
+            states[dataset] = values
     database.put_exposures(connection, revisions, at)
-    database.update_exposures(connection, updates)
+    database.update_exposures(connection, [(d, known[d][0], values) for d, values in states.items()])
     database.mark_seen(connection, report.unchanged, at)
+    return states
 
 
-def _is_lesser_product(old: Exposure, new: Exposure) -> bool:
-    """Whether a window shows only a lesser product of the same version: the standing file is still in the archive."""
-    same_version = (old.cal_ver, old.crds_ctx) == (new.cal_ver, new.crds_ctx)
-    return same_version and SUFFIX_RANK[old.suffix] < SUFFIX_RANK[new.suffix]
-
-
-def _as_they_are_now(
-    latest: Mapping[str, Known], exposures: Mapping[str, Exposure], report: IngestReport
-) -> dict[str, Known]:
-    """The newest revisions with what was updated without a new revision, so that they need not be read again."""
-    current = dict(latest)
-    for dataset in report.unchanged:
-        revision, name, old = latest[dataset]
-        new = exposures[dataset]
-        if any(getattr(old, column) != getattr(new, column) for column in ("refused", "fault", "release", "granted")):
-            state = {c: getattr(new, c) for c in ("refused", "fault", "release", "granted")}
-            current[dataset] = (revision, name, dataclasses.replace(old, **state))
-    return current
+def _judge_unseen(
+    database: Database,
+    connection: sa.Connection,
+    known: Mapping[str, Known],
+    exposures: Mapping[str, Exposure],
+    survey: Survey,
+) -> dict[str, dict[str, Any]]:
+    """Hold known exposures that this look does not show to today's rules: a program may have left the survey file."""
+    states: dict[str, dict[str, Any]] = {}
+    for dataset, (_, _, exposure) in known.items():
+        if dataset not in exposures:
+            refused = refused_now(exposure, survey.exposures, survey.programs)
+            if refused != exposure.refused:
+                states[dataset] = {"refused": refused}
+    database.update_exposures(connection, [(d, known[d][0], values) for d, values in states.items()])
+    return states
 
 
 def _write_refusals(connection: sa.Connection, exposures: Mapping[str, Exposure], at: datetime) -> None:
@@ -309,7 +367,8 @@ def _write_data_versions(
     field_of: dict[str, str] = {}
     visits: dict[str, set[str]] = defaultdict(set)
     for dataset, (revision, name, e) in sorted(latest.items()):
-        members[name].append((dataset, revision, e.refused, e.fault, e.is_available(mjd(at))))
+        # that something is wrong counts, not in which words it is told
+        members[name].append((dataset, revision, bool(e.refused), bool(e.fault), e.is_available(mjd(at))))
         field_of[dataset] = name
         visits[e.visit_id].add(name)
     # what is known by name only holds its group back, so it is part of what downstream sees
@@ -386,15 +445,14 @@ def _archive_counts(
 
 def unreported(database: Database, instance: DagsterInstance) -> list[AssetMaterialization]:
     """Events that Dagster lacks: each field whose stored data version is not the one that it knows last."""
-    events = []
-    for name, stored in database.data_versions().items():
-        records = instance.fetch_materializations(
-            AssetRecordsFilter(asset_key=MAST_ARCHIVE, asset_partitions=[name]), limit=1
-        ).records
-        last = records[0].asset_materialization if records else None
-        if last is None or (last.tags or {}).get(DATA_VERSION_TAG) != stored:
-            events.append(AssetMaterialization(MAST_ARCHIVE, partition=name, tags={DATA_VERSION_TAG: stored}))
-    return events
+    told = instance.event_log_storage.get_latest_tags_by_partition(
+        MAST_ARCHIVE, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return [
+        AssetMaterialization(MAST_ARCHIVE, partition=name, tags={DATA_VERSION_TAG: stored})
+        for name, stored in database.data_versions().items()
+        if told.get(name, {}).get(DATA_VERSION_TAG) != stored
+    ]
 
 
 def report(database: Database, instance: DagsterInstance, on_event: Callable[[str], None] | None = None) -> list[str]:

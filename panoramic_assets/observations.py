@@ -196,16 +196,22 @@ def archive_count(context: dg.AssetCheckExecutionContext, home: HomeResource) ->
 
 @dg.asset_check(asset=observations, partitions_def=fields_partitions, name="nothing_held_back")
 def observations_nothing_held_back(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
-    """No group of the field waits."""
-    verdicts = completeness_of(home.open(), field_of(context))
+    """No group of the field waits, and the field touches no other."""
+    house, field = home.open(), field_of(context)
+    verdicts, touching = completeness_of(house, field), house.database.field(field)["touching"]
     held = {"_".join(g): v for g, v in verdicts.groups.items() if not v.ready}
+    others = sorted({name for names in touching.values() for name in names} - {field})
+    said = [f"{len(held)} of {len(verdicts.groups)} groups are held back"] if held else []
+    said += [f"fields_touch: {len(touching)} exposures touch {', '.join(others)}"] if touching else []
     return answer(
-        not held,
-        f"{len(held)} of {len(verdicts.groups)} groups are held back" if held else "nothing is held back",
-        {"held back": len(held), "limit": 0},
-        what_to_do="each group is taken up by itself when its exposures are complete",
+        not said,
+        "; ".join(said) or "nothing is held back",
+        {"held back": len(held), "limit": 0, "exposures that touch another field": len(touching)},
+        what_to_do="each group is taken up by itself when its exposures are complete; fields that touch stay apart "
+        "unless fields.merges of the survey file joins them",
         warn_only=True,
-        table=[{"group": g, "lacks": d, "cause": why} for g, v in held.items() for d, why in v.missing.items()],
+        table=[{"group": g, "lacks": d, "cause": why} for g, v in held.items() for d, why in v.missing.items()]
+        + [{"group": "fields_touch", "lacks": d, "cause": " and ".join(n)} for d, n in sorted(touching.items())],
     )
 
 

@@ -74,6 +74,10 @@ def report_lines(report: IngestReport) -> Iterator[str]:
         yield f"  and {len(report.incomplete) - SHOWN} missing more"
     for dataset, name in list(report.moved.items())[:SHOWN]:
         yield f"  moved: {dataset} to {name}"
+    if report.older:
+        yield f"  older than what is known, passed over: {_some(report.older)}"
+    for dataset, names in list(report.touching.items())[:SHOWN]:
+        yield f"  fields_touch: {dataset} is in {names[0]} and touches {', '.join(names[1:])}"
     if report.new_fields:
         yield f"  new fields: {_some(report.new_fields)}"
     yield f"  fields touched: {_some(report.touched_fields) if report.touched_fields else 'none'}"

@@ -100,7 +100,7 @@ def _write_fields(database: Database, connection: sa.Connection, adoption: Adopt
         if name not in ordinals:
             ordinals[name], following = following, following + 1
         row = {"name": name, "ordinal": ordinals[name], "ra": ra, "dec": dec, "data_version": "", "archive_count": 0}
-        database.upsert(connection, f, [row | {"looked_at": at, "touching": {}}])
+        database.upsert(connection, f, [row | {"looked_at": at, "touching": {}, "adopted": True}])
 
 
 def _association_row(adoption: Adoption, name: str, datasets: list[str], at: Any) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class ArchiveLook:
     faults : each fault, also those that hold nothing back (``file_without_row``).
     source : the folder or address that was asked.
     at_mjd : when, MJD (UTC).
+    ids_grow : whether a larger ArchiveFileID is a later ingestion (a folder's own identities are digests).
+    rights : the archive's word for what our token may open; another word is another question.
     complete : whether `rows` is all that the archive holds (what is not in it is gone), and not a window of it.
     """
 
@@ -75,6 +77,8 @@ class ArchiveLook:
     source: str = ""
     at_mjd: float = 0.0
     complete: bool = True
+    ids_grow: bool = True
+    rights: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,11 @@ class Archive(Protocol):
 ArchiveAccessError
             The first error, after all other files were tried; it names every file that failed.
         """
+        ...
+
+    @property
+    def rights(self) -> str:
+        """A word that changes with the rights that we have at the archive; it tells nothing of a token."""
         ...
 
     @property

@@ -36,6 +36,7 @@ from resources.file_facts import FileFacts
 OWN_FOLDERS = ("crds", "truth", "reference_catalogs", "grizli")
 RATE_SUFFIX = "_rate.fits"
 SETTLE_SECONDS = 5.0
+TOLD_BY_FILE = ("publicReleaseDate_mjd", "exp_type", "subarray")
 FAULT_ERRORS: dict[str, type[ExposureFileError]] = {
     "truncated": TruncatedFileError,
     "wrong_shape": WrongShapeError,
@@ -91,6 +92,8 @@ class FolderArchive:
 
     # --- the interface ----------------------------------------------------------------------
 
+    rights = ""  # what lies in a folder is open
+
     @property
     def reference_catalog_folder(self) -> Path | None:
         """``reference_catalogs/``, if there is one."""
@@ -117,7 +120,8 @@ class FolderArchive:
         """
         table_path = find_table(self.path)
         source = str(table_path or self.path)
-        look = ArchiveLook([], [], source, float(Time(self.clock(), format="unix").mjd))
+        now = float(Time(self.clock(), format="unix").mjd)
+        look = ArchiveLook([], [], source, now, ids_grow=False)
         files = self._files(look)
         table = read_table(table_path) if table_path else None
         if not files:
@@ -284,6 +288,8 @@ class FolderArchive:
             kind = "contradiction"
         row = {**inspection.row, **own, **(listed or {})}
         row.update({column: value for column, value in own.items() if row[column] is None})
+        # the file is in the user's hands, and says what it is
+        row.update({c: inspection.row.get(c) for c in TOLD_BY_FILE if not row.get(c)})
         row["filename"] = row["filename"] if listed else file.path.name
         if kind:
             look.faults.append(ArchiveFault(file.path.name, reason, kind))

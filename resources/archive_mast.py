@@ -30,6 +30,7 @@ from panoramic.errors import (
     UnknownProgramError,
 )
 from panoramic.observations import is_null, split_filename
+from panoramic.provenance import digest_of
 from panoramic.survey import MastArchive as MastRules
 from resources.archive import GRANTED_KEY, ArchiveFault, ArchiveLook, FileRequest, Progress, fetch_all
 from resources.downloads import Fetcher, SeldomProgress
@@ -42,6 +43,7 @@ PAGE_ROWS = 5000
 FILE_SETS_PER_REQUEST = 1000
 OVERLAP_DAYS = 1.0  # rows whose ingestion ended late, after younger ones were already seen
 EXECUTING_PAUSE_S = 1.0
+FILES_ASKED = 5  # of a program, where the first ones are listed and not there
 END_OF_TIME_MJD = 99999.0
 
 Answer = TypeVar("Answer")
@@ -86,6 +88,11 @@ class MastArchive:
         self._lock = threading.RLock()
 
     # --- the interface ----------------------------------------------------------------------
+
+    @property
+    def rights(self) -> str:
+        """A digest of the token, salted with the address; empty without one."""
+        return digest_of([self.url, self._token])[:12] if self._token else ""
 
     @property
     def reference_catalog_folder(self) -> Path | None:
@@ -134,7 +141,7 @@ class MastArchive:
         faults = self._absent_programs(rows) if since_mjd is None else []
         if self._token:
             self._mark_granted(rows, at)
-        return ArchiveLook(rows, faults, self.url, at, complete=since_mjd is None)
+        return ArchiveLook(rows, faults, self.url, at, complete=since_mjd is None, rights=self.rights)
 
     def fetch(
         self, filename: str, size: int | None = None, checksum: str | None = None, cal_ver: str | None = None
@@ -150,8 +157,11 @@ class MastArchive:
         """
         wanted = [dataclasses.replace(request, filename=Path(request.filename).name) for request in requests]
         if "uncal" in self.rules.products:
-            rates = [request.filename for request in wanted if request.filename.endswith("_rate.fits")]
-            wanted += [FileRequest(f"{name.removesuffix('_rate.fits')}_uncal.fits") for name in rates]
+            wanted += [
+                FileRequest(f"{one.filename.removesuffix('_rate.fits')}_uncal.fits", file_id=one.file_id)
+                for one in wanted
+                if one.filename.endswith("_rate.fits")
+            ]
         prepared = self._prepared(wanted)
         fetcher, tell = self._fetcher(), None if on_progress is None else SeldomProgress(on_progress)
         return fetch_all(prepared, lambda request: fetcher.fetch(request, tell), self.rules.parallel_downloads)
@@ -340,15 +350,16 @@ class MastArchive:
         waiting: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             release = row.get("publicReleaseDate_mjd")
-            if isinstance(release, (int, float)) and release > at_mjd:
+            if isinstance(release, (int, float)) and release > at_mjd and row.get("filename"):
                 waiting.setdefault(str(row.get("program")), []).append(row)
         for of_program in waiting.values():
-            if self._has_rights(str(of_program[0]["filename"])):
+            answers = (self._has_rights(str(row["filename"])) for row in of_program[:FILES_ASKED])
+            if next((answer for answer in answers if answer is not None), False):
                 for row in of_program:
                     row[GRANTED_KEY] = True
 
-    def _has_rights(self, filename: str) -> bool:
-        """Whether the token opens a file: one byte is asked for.
+    def _has_rights(self, filename: str) -> bool | None:
+        """Whether the token opens a file: one byte is asked for. None where the file is listed and not there.
 
         Raises
         ------
@@ -362,8 +373,8 @@ class MastArchive:
                 if response.status_code in (401, 403):
                     return False
                 if response.status_code == 404:
-                    logger.warning("%s is listed, but is not there: its program's data wait", filename)
-                    return False
+                    logger.warning("%s is listed, but is not there", filename)
+                    return None
                 response.raise_for_status()
                 return True
         except requests.RequestException as error:

@@ -111,7 +111,12 @@ class Home:
 
     def archive_of(self, survey: Survey) -> Archive:
         """The archive of a survey that need not be in force here yet."""
-        return make_archive(survey, self.path, self._mast_token or None)
+        return make_archive(survey, self.path, self.mast_token)
+
+    @property
+    def mast_token(self) -> str | None:
+        """The token that the environment gives, if any."""
+        return self._mast_token or None
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -86,6 +86,6 @@ def service_error(error: Exception, what: str, has_token: bool) -> ServiceError:
         return ArchiveUnavailableError(f"{what}: status {status}; try again later")
     if isinstance(error, requests.JSONDecodeError | ValueError):
         return ArchiveUnavailableError(f"{what}: the answer is no JSON (a web page?); try again later")
-    if isinstance(error, requests.Timeout | TimeoutError):
+    if isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error).lower():
         return ArchiveUnavailableError(f"{what}: no answer in time; try again later")
     return ArchiveUnavailableError(f"{what}: {type(error).__name__}: {error}; try again later")

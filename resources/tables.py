@@ -41,6 +41,7 @@ fields = Table(
     Column("archive_count", Integer, nullable=False),
     Column("looked_at", DateTime, nullable=False),
     Column("touching", JSON, nullable=False),
+    Column("adopted", Boolean, nullable=False, server_default=false()),
     Column("grouped_version", String(64), nullable=False, server_default=""),
 )
 

@@ -25,7 +25,7 @@ def new_exposures(context: dg.SensorEvaluationContext, home: HomeResource) -> It
         return
     try:
         at = datetime.now(UTC).replace(tzinfo=None)
-        look = house.archive.look(look_since(house.database, house.survey, at))
+        look = house.archive.look(look_since(house.database, house.survey, house.archive.rights, at))
         ingest(house.database, house.survey, look, at)
     except PanoramicError as error:  # nothing was changed; what is stored already may still need its report
         context.log.warning(f"the archive was not read: {error}")

@@ -39,6 +39,7 @@ def upgrade() -> None:
         batch.alter_column("file_id", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
         batch.alter_column("size", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
     with op.batch_alter_table("fields") as batch:
+        batch.add_column(sa.Column("adopted", sa.Boolean(), nullable=False, server_default=sa.false()))
         batch.add_column(sa.Column("grouped_version", sa.String(length=64), nullable=False, server_default=""))
     with op.batch_alter_table("products") as batch:
         batch.alter_column("size", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)

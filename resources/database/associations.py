@@ -14,6 +14,8 @@ from resources import tables as t
 from resources.database.core import DEFINED, DO_NOT_RUN, QUEUED, now
 from resources.database.exposures import ExposureTables
 
+RETIRED = "all of its exposures are refused by the survey"
+
 
 class AssociationTables(ExposureTables):
     """The tables ``assoc_table`` and ``exposure_files``."""
@@ -52,7 +54,10 @@ class AssociationTables(ExposureTables):
             touched = set(connection.scalars(sa.select(e.c.assoc).where(e.c.dataset.in_(datasets))))
             for association in touched:
                 members = set(connection.scalars(sa.select(e.c.dataset).where(e.c.assoc == association)))
-                if members <= set(datasets):
+                # what was adopted and never shown goes where the rest goes
+                fields = sa.select(o.c.dataset).where(o.c.dataset.in_(members), o.c.field != name)
+                staying = set(connection.scalars(fields)) - set(moves)
+                if not staying:
                     connection.execute(
                         a.update().where(a.c.assoc_name == association).values(parent=name, modtime=now())
                     )
@@ -80,7 +85,8 @@ class AssociationTables(ExposureTables):
             causes = "; ".join(
                 f"{e.dataset}: {held_back[e.dataset]}" for e in association.exposures if e.dataset in held_back
             )
-            status = DEFINED if not ready else QUEUED if old in (None, DEFINED, DO_NOT_RUN) else old
+            again = old == DO_NOT_RUN and old_cause == RETIRED  # not where a team says so by its own table
+            status = DEFINED if not ready else QUEUED if old in (None, DEFINED) or again else old
             self.upsert(
                 connection,
                 t.assoc_table,
@@ -150,9 +156,7 @@ class AssociationTables(ExposureTables):
         connection.execute(
             a.update()
             .where(a.c.assoc_name.in_(empty))
-            .values(
-                status=DO_NOT_RUN, dataURL="", cause="all of its exposures are refused by the survey", modtime=now()
-            )
+            .values(status=DO_NOT_RUN, dataURL="", cause=RETIRED, modtime=now())
         )
 
     def associations(self, field: str, ready_only: bool = True) -> list[Association]:

@@ -7,8 +7,9 @@ writing method takes the connection of a transaction, so that what belongs toget
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from panoramic.errors import ConflictError, DiskFullError, StorageError
 from resources import tables as t
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+# PostgreSQL's advisory lock of all writers of a survey's database
+WRITERS = 2515
 
 # assoc_table.status, as the survey's users know it
 DEFINED, QUEUED, RUNNING, DONE, ALIGNMENT_FAILED, NO_DATA, DO_NOT_RUN = 70, 0, 1, 2, 9, 10, 12
@@ -61,9 +65,12 @@ class DatabaseCore:
         with self.engine.connect().execution_options(panoramic_write=True) as connection:
             try:
                 with connection.begin():
+                    self._queue(connection)
                     yield connection
             except sa.exc.OperationalError as error:
                 raise _typed(error) from error
+            except (sa.exc.DataError, sa.exc.IntegrityError) as error:
+                raise StorageError(f"the survey's database refused what was to be written: {error.orig}") from error
 
     @contextmanager
     def rehearse(self) -> Iterator[sa.Connection]:
@@ -71,9 +78,27 @@ class DatabaseCore:
         with self.engine.connect().execution_options(panoramic_write=True) as connection:
             transaction = connection.begin()
             try:
+                self._queue(connection)
                 yield connection
             finally:
                 transaction.rollback()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of its own (SQLite), and no server's."""
+        return self.engine.dialect.name == "sqlite"
+
+    def copy_to(self, path: Path) -> None:
+        """Copy a database that is a file, whole, whatever others write meanwhile."""
+        with self.engine.connect() as connection, closing(sqlite3.connect(path)) as target:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - `is_file` said so
+            driver.backup(target)
+
+    def _queue(self, connection: sa.Connection) -> None:
+        """One writer at a time: names and indices are given once. SQLite queues by itself (BEGIN IMMEDIATE)."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITERS})
 
     def migrate(self) -> None:
         """Bring the tables to the newest revision; does nothing where they are there already."""

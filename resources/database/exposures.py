@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from panoramic.completeness import Group
 from panoramic.errors import UnknownNameError
 from panoramic.fields import SkyField
+from panoramic.footprints import small_square
 from panoramic.observations import Exposure
 from resources import tables as t
 from resources.database.core import DatabaseCore
@@ -45,11 +46,12 @@ class ExposureTables(DatabaseCore):
         return result
 
     def sky_fields(self, connection: sa.Connection, known: Mapping[str, Known]) -> dict[str, SkyField]:
-        """The fields with the footprints of their known exposures."""
-        fields = {
-            row.name: SkyField(row.name, row.ordinal)
-            for row in connection.execute(sa.select(t.fields).order_by(t.fields.c.ordinal))
-        }
+        """The fields with the footprints of their known exposures; an adopted one counts with its position as well."""
+        rows = list(connection.execute(sa.select(t.fields).order_by(t.fields.c.ordinal)))
+        fields = {row.name: SkyField(row.name, row.ordinal) for row in rows}
+        for row in rows:
+            if row.adopted:  # it draws new exposures before any of its own has been shown
+                fields[row.name].footprints[f"the position of {row.name}"] = small_square(row.ra, row.dec)
         for dataset, (_, name, exposure) in known.items():
             fields[name].footprints[dataset] = exposure.vertices
         return fields
@@ -67,12 +69,15 @@ class ExposureTables(DatabaseCore):
         if rows:
             connection.execute(t.observations.insert(), rows)
 
-    def update_exposures(self, connection: sa.Connection, updates: Sequence[Mapping[str, Any]]) -> None:
-        """Change columns of revisions that are there: ``key_dataset``, ``key_revision`` and the new values."""
+    def update_exposures(
+        self, connection: sa.Connection, updates: Sequence[tuple[str, int, Mapping[str, Any]]]
+    ) -> None:
+        """Change columns of revisions that are there: (dataset, revision, new values), the same columns for all."""
         o = t.observations
         if updates:
             which = sa.and_(o.c.dataset == sa.bindparam("key_dataset"), o.c.revision == sa.bindparam("key_revision"))
-            connection.execute(o.update().where(which), list(updates))
+            rows = [{"key_dataset": d, "key_revision": revision} | dict(values) for d, revision, values in updates]
+            connection.execute(o.update().where(which), rows)
 
     def mark_seen(self, connection: sa.Connection, datasets: Sequence[str], at: datetime) -> None:
         """Remember when datasets were last shown by the archive."""

@@ -72,6 +72,7 @@ class FakeArchive:
     """An archive of rows; its files are tiny FITS files that carry their footprint."""
 
     reference_catalog_folder = crds_cache = grizli_folder = None
+    rights = ""
 
     def __init__(self, sky: Sky, folder: Path) -> None:
         self.sky, self.folder = sky, folder

@@ -433,3 +433,111 @@ def test_what_is_taken_out_of_real_rows_is_found(shared_data, database, tmp_path
     other.migrate()
     look = dataclasses.replace(look, rows=[r for r in rows if not re.search(pattern, r["filename"])])
     assert set(ingest(other, survey, look, datetime(2027, 1, 1)).incomplete) == missing
+
+
+# --- what a second look may not change ---------------------------------------------------------
+
+
+def rows_of(shared_data: Path, count: int = 40) -> list[dict]:
+    look = saved_look(shared_data / "mast" / "nircam_image.csv.gz", complete=False)
+    return [r for r in look.rows if r["filename"].endswith("_rate.fits")][:count]
+
+
+def took(
+    database: Database, survey: Survey, rows: list[dict], complete: bool = False, at: datetime = datetime(2027, 1, 1)
+):
+    from resources.archive import ArchiveLook
+
+    return ingest(database, survey, ArchiveLook(rows, source="rows", complete=complete), at)
+
+
+def test_an_older_reply_is_passed_over(shared_data, database, survey) -> None:
+    rows = rows_of(shared_data)
+    newer = [r | {"ArchiveFileID": r["ArchiveFileID"] + 10, "checksum": "e" * 32} for r in rows]
+    took(database, survey, newer)
+    before = state(database)
+    found = took(database, survey, rows)
+    assert len(found.older) == len({r["filename"] for r in rows})
+    assert (found.changed, found.touched_fields) == ([], [])
+    assert state(database) == before
+
+
+def test_a_program_that_leaves_the_survey_file_leaves_the_work(shared_data, database, survey) -> None:
+    rows = rows_of(shared_data, 400)
+    programs = sorted({int(r["filename"][2:7]) for r in rows})
+    assert len(programs) > 1
+    took(database, survey, rows, complete=True)
+    fewer = survey.model_copy(update={"programs": (programs[0],)})
+    shown = [r for r in rows if int(r["filename"][2:7]) == programs[0]]
+    found = took(database, fewer, shown, complete=True)
+    assert found.gone == []
+    assert found.touched_fields
+    with database.read() as connection:
+        states = {e.program: bool(e.refused) for _, _, e in database.latest(connection).values()}
+    assert states == {p: p != programs[0] for p in programs}
+    assert took(database, survey, shown).touched_fields  # and comes back with it
+    assert took(database, survey, shown).touched_fields == []
+
+
+def test_the_words_of_a_refusal_touch_nothing(shared_data, database, survey) -> None:
+    rows = rows_of(shared_data)
+    took(database, survey, rows)
+    for extra in ("NRC_TSIMAGE", "NRC_GRISM"):
+        rules = survey.exposures.model_copy(update={"exp_types": (extra,)})
+        found = took(database, survey.model_copy(update={"exposures": rules}), rows)
+    assert found.touched_fields == []
+
+
+def test_a_window_of_a_lesser_product_does_not_flip_versions(shared_data, database, survey) -> None:
+    rows = rows_of(shared_data)
+    took(database, survey, rows)
+    lesser = [
+        r | {"filename": r["filename"].replace("_rate.", "_rateints."), "publicReleaseDate_mjd": 99999.0} for r in rows
+    ]
+    assert took(database, survey, lesser).touched_fields == []
+    assert took(database, survey, []).touched_fields == []
+
+
+def test_adopted_fields_draw_their_exposures_by_position(shared_data, database, survey) -> None:
+    from panoramic.adoption import adopt
+    from resources.adoption import write_adoption
+
+    rows = rows_of(shared_data, 400)
+    other = Database(f"{database.url}.other")
+    other.migrate()
+    names = took(other, survey, rows).new_fields
+    fields = [{"name": n, "ra": other.field(n)["ra"], "dec": other.field(n)["dec"]} for n in names]
+    write_adoption(database, adopt(("fields", fields), None, None))
+    found = took(database, survey, rows)
+    assert found.new_fields == []
+    assert set(database.data_versions()) == set(names)
+
+
+def test_a_merge_before_all_is_shown_keeps_adopted_associations_whole(database, tmp_path) -> None:
+    from panoramic.adoption import adopt
+    from resources.adoption import write_adoption
+
+    name = "j000000p0000_v001-2514-f444w_00007"
+    rows = [
+        {
+            "filename": f"jw02514001001_02201_0000{k}_nrcblong_rate.fits", "filter": "F444W", "pupil": "CLEAR",
+            "exp_type": "NRC_IMAGE", "subarray": "FULL", "s_region": "POLYGON ICRS 0.1 0 0.13 0 0.13 0.03 0.1 0.03",
+            "expstart": 60000.0, "publicReleaseDate_mjd": 60000.0, "ArchiveFileID": k,
+        }
+        for k in (1, 2)
+    ]  # fmt: skip
+    listed = [{"assoc_name": name, "dataURL": r["filename"], "ra": 0.1, "dec": 0.0} for r in rows]
+    write_adoption(database, adopt(None, ("assoc", listed), None))
+    text = SURVEY + "fields: {merges: {j111111p1111: [j000000p0000]}}\n"
+    merged = Survey.parse(text, tmp_path / "merged.yaml")
+    for shown in (rows[:1], rows[1:]):
+        assert set(took(database, merged, shown).moved.values()) <= {"j111111p1111"}
+    with database.read() as connection:
+        assert set(database.known_associations(connection, "j111111p1111").values()) == {name}
+        assert len(database.known_associations(connection, "j111111p1111")) == 2
+
+
+def test_json_is_json_whatever_happens(command, tmp_path: Path) -> None:
+    done = command("ingest", "--rows", tmp_path / "absent.csv", "--survey", command.survey, "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"] == "ArchiveRowError"

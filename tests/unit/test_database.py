@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from astropy.table import Table
 
-from panoramic.errors import ConflictError, UnknownNameError
+from panoramic.errors import ConflictError, StorageError, UnknownNameError
 from resources import tables as t
 from resources.database import Database
 
@@ -113,7 +113,7 @@ def test_unknown_names_come_with_the_nearest(database: Database) -> None:
 
 
 def test_foreign_keys_hold(database: Database) -> None:
-    with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
+    with pytest.raises(StorageError, match="FOREIGN KEY"), database.write() as connection:
         connection.execute(
             t.astrometry_reference.insert().values(src="a", number=0, field="nowhere", ra=1.0, dec=1.0, mag=1.0)
         )

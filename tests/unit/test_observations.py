@@ -115,3 +115,47 @@ def test_real_rows(shared_data: Path) -> None:
     assert not parsed.errors
     refused = {r["filename"].rsplit("_", 1)[0] for r in rows if r["pupil"] == "WLM8"}
     assert {d for d, e in parsed.exposures.items() if e.refused} == refused
+
+
+# --- rows that can't be right --------------------------------------------------------------------
+
+GOOD = {
+    "filename": "jw02514162001_03201_00001_nrcblong_rate.fits", "filter": "F444W", "pupil": "CLEAR",
+    "exp_type": "NRC_IMAGE", "subarray": "FULL", "s_region": "POLYGON ICRS 1 1 1 2 2 2", "expstart": 60000.0,
+    "publicReleaseDate_mjd": 60000.0, "ArchiveFileID": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("ArchiveFileID", "abc"), ("ArchiveFileID", "inf"), ("ArchiveFileID", "1e400"), ("ArchiveFileID", -5),
+        ("fileSize", "nan7"), ("expcount", 1e11), ("expstart", "inf"), ("cal_ver", "1" * 40), ("pupil", "P" * 20),
+        ("publicReleaseDate_mjd", None), ("filter", ""), ("s_region", "POLYGON ICRS 1 1 2 x"),
+    ],
+)  # fmt: skip
+def test_a_bad_cell_is_named_and_hides_no_other_row(column, value) -> None:
+    good = GOOD | {"filename": GOOD["filename"].replace("00001", "00002")}
+    parsed = parse_rows([GOOD | {column: value}, good], "rows.csv", ExposureRules())
+    assert list(parsed.exposures) == ["jw02514162001_03201_00002_nrcblong"]
+    (error,) = parsed.errors
+    assert (error.row, error.column) == (1, column)
+    assert "jw02514162001_03201_00001_nrcblong" in parsed.unplaced
+
+
+def test_release_dates_in_all_their_forms() -> None:
+    def release(**changed):
+        row = {k: v for k, v in GOOD.items() if k != "publicReleaseDate_mjd"} | changed
+        (exposure,) = parse_rows([row], "r", ExposureRules()).exposures.values()
+        return exposure.release
+
+    assert release(publicReleaseDate_mjd=None, publicReleaseDate="/Date(1786039970000)/") == pytest.approx(
+        61258.7589, abs=1e-3
+    )
+    assert release(t_obs_release=60001.5) == 60001.5
+    assert release() == 0.0  # a row that knows nothing of releases: a file in somebody's hands
+
+
+def test_a_mode_that_is_not_given_is_refused() -> None:
+    (exposure,) = parse_rows([GOOD | {"exp_type": None}], "r", ExposureRules()).exposures.values()
+    assert exposure.refused == "exposure type is not given"
