@@ -88,7 +88,7 @@ def ingest(
         if not dry_run:
             from dagster import DagsterInstance
 
-            from panoramic_assets.ingest import report as tell_dagster
+            from panoramic_assets.reporting import report as tell_dagster
 
             with DagsterInstance.get() as instance:
                 tell_dagster(home.database, instance)

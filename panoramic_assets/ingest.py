@@ -1,22 +1,20 @@
-"""Archive rows into the database (`ingest`), and from there into Dagster's event log (`report`).
+"""Archive rows into the database: what is new, changed, refused, and which fields it touches.
 
 The only place where observations, revisions, fields and data versions are written. Called by the sensor, by
-``panoramic run`` and by ``panoramic ingest``.
+``panoramic run`` and by ``panoramic ingest``. Keep out Dagster: its event log is told by `reporting.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from dagster import AssetKey, AssetMaterialization, DagsterEventType, DagsterInstance
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from panoramic.completeness import assess
 from panoramic.errors import InputError
@@ -33,12 +31,9 @@ from panoramic.observations import (
 )
 from panoramic.provenance import digest_of
 from panoramic.survey import DETECTORS, MastArchive, Survey
-from panoramic_assets.partitions import FIELDS
 from resources import tables as t
 from resources.archive import ArchiveLook
 from resources.database import Database, Known
-
-MAST_ARCHIVE = AssetKey("mast_archive")
 
 # what is no revision but may still change: the survey's rules, the release date, the state of the file
 VOLATILE = ("refused", "fault", "release", "granted", "filename", "checksum", "file_id", "size")
@@ -438,31 +433,3 @@ def _archive_counts(
         for name in {field_of[dataset]} if dataset in field_of else unplaced_in:
             counts[name] += 1
     return counts
-
-
-# --- from the database into Dagster -----------------------------------------------------------
-
-
-def unreported(database: Database, instance: DagsterInstance) -> list[AssetMaterialization]:
-    """Events that Dagster lacks: each field whose stored data version is not the one that it knows last."""
-    told = instance.event_log_storage.get_latest_tags_by_partition(
-        MAST_ARCHIVE, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-    )
-    return [
-        AssetMaterialization(MAST_ARCHIVE, partition=name, tags={DATA_VERSION_TAG: stored})
-        for name, stored in database.data_versions().items()
-        if told.get(name, {}).get(DATA_VERSION_TAG) != stored
-    ]
-
-
-def report(database: Database, instance: DagsterInstance, on_event: Callable[[str], None] | None = None) -> list[str]:
-    """Add missing partition keys and report changed fields to Dagster; returns the fields reported."""
-    missing = set(database.data_versions()) - set(instance.get_dynamic_partitions(FIELDS))
-    if missing:
-        instance.add_dynamic_partitions(FIELDS, sorted(missing))
-    events = unreported(database, instance)
-    for event in events:
-        instance.report_runless_asset_event(event)
-        if on_event is not None and event.partition is not None:
-            on_event(event.partition)
-    return [e.partition for e in events if e.partition is not None]

@@ -22,10 +22,11 @@ from panoramic.errors import FieldBusyError, InputError, PanoramicError, Unknown
 from panoramic.mosaic.build import MosaicResult
 from panoramic_assets import definitions
 from panoramic_assets.common import VERIFY
-from panoramic_assets.ingest import ingest, report
+from panoramic_assets.ingest import ingest
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
 from panoramic_assets.replay import report_lines
+from panoramic_assets.reporting import report
 from panoramic_assets.visits import standing_filters
 from resources.archive import Archive, ArchiveLook
 from resources.archive_folder import SETTLE_SECONDS

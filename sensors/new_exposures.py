@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from panoramic.errors import PanoramicError
-from panoramic_assets.ingest import ingest, look_since, unreported
+from panoramic_assets.ingest import ingest, look_since
 from panoramic_assets.partitions import FIELDS, fields_partitions
+from panoramic_assets.reporting import unreported
 from resources.home import HomeResource
 
 

@@ -279,7 +279,8 @@ class Platform:
         """Take the archive in, as the sensor and the command line do."""
         from datetime import datetime
 
-        from panoramic_assets.ingest import ingest, report
+        from panoramic_assets.ingest import ingest
+        from panoramic_assets.reporting import report
 
         found = ingest(self.home.database, self.home.survey, self.home.archive.look(), datetime(2026, 1, 1))
         report(self.home.database, self.instance)

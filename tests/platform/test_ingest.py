@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from panoramic.survey import Survey
-from panoramic_assets.ingest import MAST_ARCHIVE, ingest, mjd, report, unreported
+from panoramic_assets.ingest import ingest, mjd
+from panoramic_assets.reporting import MAST_ARCHIVE, report, unreported
 from resources import tables as t
 from resources.archive import ArchiveFault, ArchiveLook
 
