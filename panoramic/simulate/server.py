@@ -81,6 +81,7 @@ class ArchiveServer:
     broken : a fault of every request of a kind (``query``, ``download``, ``whoami``, ``search``, ``products``).
     older : an older version of a file, by its name.
     requests : (path, Range, Authorization) of each request.
+    questions : each query of the keyword service, as JSON.
     seen : number of requests by kind.
     etag : of files in memory; None: the server tells no versions.
     retry_after : *seconds*, as text, sent with 429 and 503.
@@ -104,6 +105,7 @@ class ArchiveServer:
         self.always = ""
         self.broken: dict[str, str] = {}
         self.requests: list[tuple[str, str | None, str | None]] = []
+        self.questions: list[str] = []
         self.seen: Counter[str] = Counter()
         self.etag: str | None = '"v1"'
         self.retry_after = "0"
@@ -268,6 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _query(self, question: dict[str, Any]) -> None:
         fault = self._begin("query")
+        self.server.archive.questions.append(json.dumps(question))
         if self._common_fault(fault):
             return
         if fault == "executing":

@@ -292,7 +292,7 @@ class Platform:
             partition_key=name, instance=self.instance, raise_on_error=False, tags={VERIFY: "true"} if verify else {}
         )
 
-    def tick(self) -> dg.SensorExecutionData:
+    def tick(self) -> Any:
         """One tick of the sensor: what it asks for is applied as the daemon would."""
         context = dg.build_sensor_context(
             instance=self.instance, resources={"home": self.definitions.resources["home"]}
