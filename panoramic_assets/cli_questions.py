@@ -70,7 +70,7 @@ def associations(field: str) -> None:
             "error [mas]",
             "cause",
         )
-        from panoramic_assets.running import association_numbers
+        from panoramic_assets.explaining import association_numbers
 
         for row in home.database.association_rows(field):
             numbers = association_numbers(home, row["assoc_name"])
@@ -102,12 +102,14 @@ def status() -> None:
     with refusing():
         home = opened()
         console.print(f"survey {home.survey.name} in {home.path}")
-        from panoramic_assets.running import unfinished_runs
+        from panoramic_assets.explaining import unfinished_runs, unreleased
 
         names = home.database.field_names()
         console.print(f"{len(names)} fields, {sum(len(home.database.exposures(n)) for n in names)} exposures")
         with home.database.read() as connection:
             refusals = Counter(home.database.refusals(connection).values())
+        if waiting := unreleased(home):
+            console.print(f"  {waiting}", markup=False)
         for reason, count in refusals.most_common():
             console.print(f"  refused: {reason}: {count}", markup=False)
         for fault in home.database.faults():
@@ -121,7 +123,7 @@ def explain(field: str) -> None:
     with refusing():
         home = opened()
         home.database.field(field)
-        from panoramic_assets.running import explain_field
+        from panoramic_assets.explaining import explain_field
 
         for line in explain_field(home, field):
             console.print(line, markup=False)

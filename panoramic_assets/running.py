@@ -6,11 +6,13 @@ Dagster runs in process here, with the same job, checks and executor as in the U
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from dagster import DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter, reconstructable
@@ -24,10 +26,8 @@ from panoramic_assets import definitions
 from panoramic_assets.common import VERIFY
 from panoramic_assets.ingest import ingest
 from panoramic_assets.jobs import STAGES
-from panoramic_assets.observations import completeness_of
 from panoramic_assets.replay import report_lines
 from panoramic_assets.reporting import report
-from panoramic_assets.visits import standing_filters
 from resources.archive import Archive, ArchiveLook
 from resources.archive_folder import SETTLE_SECONDS
 from resources.database import is_disk_full
@@ -140,8 +140,9 @@ def run_field(home: Home, name: str, say: Say, verify: bool = False) -> FieldOut
         # with the run's own id: a re-execution copies the tags of its parent, not its process
         instance.add_run_tags(run.run_id, {**identity(), RUN: run.run_id})
         say(f"{name}: run {run.run_id[:8]}")
-        for event in execute_run_iterator(reconstructable_job, run, instance):
-            _follow(event, outcome, say)
+        with told_of_downloads(home.path / "downloads", say):
+            for event in execute_run_iterator(reconstructable_job, run, instance):
+                _follow(event, outcome, say)
         blocking = {key for key in job.asset_layer.asset_graph.asset_check_keys if _is_blocking(job, key)}
         for check in outcome.checks:
             check.blocking = (check.asset, check.name) in {(k.asset_key.to_user_string(), k.name) for k in blocking}
@@ -156,6 +157,26 @@ def run_field(home: Home, name: str, say: Say, verify: bool = False) -> FieldOut
     outcome.products += sorted(str(p) for p in home.storage.path(f"{name}/mosaics").glob("*.png"))
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+@contextmanager
+def told_of_downloads(folder: Path, say: Say, every_s: float = 10.0) -> Iterator[None]:
+    """Tell of transfers under way, while the steps that fetch are processes of their own."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            parts = [path.stat().st_size for path in folder.glob("*/.*.part") if path.exists()]
+            if parts:
+                say(f"  downloading {len(parts)} files, {sum(parts) / 1e6:.0f} MB of them so far")
+
+    watcher = threading.Thread(target=watch, daemon=True, name="downloads")
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def run_or_name(home: Home, name: str, say: Say, verify: bool = False) -> FieldOutcome:
@@ -263,83 +284,3 @@ def peak_mib(home: Home, names: list[str]) -> float:
     peaks = [stored[1].peak_mib for stored in results if stored is not None]
     peaks += [MosaicResult.from_json(m["result"]).peak_mib for name in names for m in home.database.mosaics(name)]
     return max(peaks, default=0.0)
-
-
-def unfinished_runs() -> list[str]:
-    """One line for each run that is queued or under way."""
-    with DagsterInstance.get() as instance:
-        runs = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED, *AT_WORK]))
-    return [
-        f"run {r.run_id[:8]} {r.status.value.lower()}: {r.tags.get('dagster/partition', 'several fields')}"
-        for r in runs
-    ]
-
-
-def association_numbers(home: Home, name: str) -> dict[str, str]:
-    """RMS, reference, N and error of an association, as text."""
-    stored = home.database.reduction(name)
-    numbers = {"rms": "", "reference": "", "n": "", "error": ""}
-    if stored is None:
-        return numbers
-    result = stored[1]
-    matched = [max(f.rms_x, f.rms_y) for f in result.relative if f.role == "matched"]
-    if matched:
-        numbers["rms"] = f"{max(matched):.3f}"
-    if result.absolute is not None and result.absolute.n > 0:
-        fit = result.absolute
-        numbers |= {
-            "reference": fit.reference,
-            "n": str(fit.n),
-            "error": f"{fit.rms * fit.pixel_scale_mas / fit.n**0.5:.1f}",
-        }
-    return numbers
-
-
-def explain_field(home: Home, name: str) -> list[str]:
-    """What a field lacks and why, and which of its checks failed last."""
-    lines = [f"{name}: {len(home.database.mosaics(name))} mosaics"]
-    for missing, why in sorted(completeness_of(home, name).all_missing.items()):
-        lines.append(f"  missing {missing}: {why}")
-    for row in home.database.association_rows(name):
-        if row["status"] == 2:
-            continue
-        words = {
-            70: "waits",
-            0: "is queued",
-            1: "is running",
-            9: "alignment failed",
-            10: "has no data",
-            12: "is not to be run",
-        }
-        lines.append(f"  {row['assoc_name']} {words.get(row['status'], row['status'])}: {row['cause']}")
-    there = {row["filter_key"] for row in home.database.mosaics(name)}
-    for key, (_, accepted, total) in standing_filters(home, name).items():
-        if key not in there:
-            lines.append(f"  no mosaic in {key}: {accepted} of {total} exposures accepted")
-    for mosaic in home.database.mosaics(name):
-        for note in MosaicResult.from_json(mosaic["result"]).notes:
-            lines.append(f"  {mosaic['filter_key']}: {note}")
-    lines += _failed_checks(name)
-    return lines if len(lines) > 1 else [*lines, "  nothing is missing and nothing is held back"]
-
-
-def _failed_checks(name: str) -> list[str]:
-    """Checks of the field whose newest answer is not a pass."""
-    job = definitions.field_job()
-    lines = []
-    with DagsterInstance.get() as instance:
-        keys = list(job.asset_layer.asset_graph.asset_check_keys)
-        for key in sorted(keys, key=lambda k: (STAGES.index(k.asset_key.to_user_string()), k.name)):
-            records = instance.event_log_storage.get_asset_check_execution_history(key, limit=200)
-            for record in records:
-                evaluation = (
-                    record.event.dagster_event.asset_check_evaluation_data
-                    if record.event and record.event.dagster_event
-                    else None
-                )
-                if evaluation is None or evaluation.partition != name:
-                    continue
-                if not evaluation.passed:
-                    lines.append(f"  check {key.asset_key.to_user_string()}.{key.name}: {evaluation.description}")
-                break
-    return lines

@@ -115,3 +115,22 @@ def test_files_that_were_copied_just_now_are_looked_at_twice(tmp_path: Path) -> 
     assert look.rows == [{"filename": "a"}]
     assert len(waited) == 1
     assert "written just now" in said[0]
+
+
+def test_transfers_are_told_of(tmp_path: Path) -> None:
+    import threading
+
+    from panoramic_assets.running import told_of_downloads
+
+    (tmp_path / "jw02514").mkdir()
+    (tmp_path / "jw02514" / ".jw02514001001_02201_00001_nrcb1_rate.fits.part").write_bytes(bytes(3_000_000))
+    said = threading.Event()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        said.set()
+
+    with told_of_downloads(tmp_path, say, every_s=0.01):
+        assert said.wait(10)
+    assert "downloading 1 files, 3 MB" in lines[0]
