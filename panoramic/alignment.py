@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from panoramic.observations import is_long_wave
@@ -75,6 +75,35 @@ class Verdict:
         raw: dict[str, Any] = json.loads(text)
         raw["criteria"] = tuple(Criterion(**c) for c in raw["criteria"])
         return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a person decided on an association, against or with the numbers: ``accepted`` or ``held_back``."""
+
+    decision: Status
+    reason: str
+    by: str
+    on: str
+
+    def __str__(self) -> str:
+        word = "accepted" if self.decision == "accepted" else "rejected"
+        return f"{word} by {self.by} on {self.on}: {self.reason}"
+
+
+def overruled(verdict: Verdict, judgement: Judgement | None) -> Verdict:
+    """The verdict as a person's judgement leaves it; the numbers stay, with a note on those that were overruled."""
+    if judgement is None:
+        return verdict
+    said = str(judgement)
+    if judgement.decision == "accepted":
+        criteria = tuple(
+            replace(c, passed=None, note=f"{c.note}; failed, {said}".strip("; ")) if c.passed is False else c
+            for c in verdict.criteria
+        )
+        return Verdict(verdict.association, "accepted", criteria)
+    stated = Criterion("absolute_alignment", "judgement", None, None, "", False, note=said)
+    return Verdict(verdict.association, "held_back", (*verdict.criteria, stated), said)
 
 
 def judge(

@@ -16,6 +16,7 @@ import numpy as np
 from panoramic.errors import InputError
 from panoramic.footprints import ARCMIN, angle_between, chord, connected, hull, ragged, unit_vectors
 from panoramic.observations import Exposure
+from panoramic.provenance import digest_of
 from panoramic.survey import AssociationRules
 
 MEASURED_AT_ONCE = 1_000_000  # pairs of exposures; bounds the memory
@@ -54,6 +55,11 @@ class Association:
     def footprint(self) -> np.ndarray:
         """Hull of the exposures: (N, 2) RA, Dec in deg."""
         return hull([e.vertices for e in self.exposures])
+
+    @property
+    def data(self) -> str:
+        """Digest of the very data that are in it: another revision is another digest."""
+        return digest_of({e.dataset: e.checksum or e.file_id for e in self.exposures})
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from panoramic.errors import InputError
 from panoramic.simulate.program import Simulation
 from panoramic.survey import SimulatedArchive, Survey
-from panoramic_assets import cli_discovery, cli_questions
+from panoramic_assets import cli_discovery, cli_judging, cli_questions
 from panoramic_assets.console import (
     ArchiveOption,
     FieldOption,
@@ -159,6 +159,7 @@ def ui(
 
 
 cli_discovery.register(app)
+cli_judging.register(app)
 cli_questions.register(app)
 
 if __name__ == "__main__":

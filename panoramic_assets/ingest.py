@@ -374,6 +374,10 @@ def _write_data_versions(
     for group in database.released_groups(connection):
         for name in visits.get(group[0], ()):
             members[name].append(("released", *group))
+    judged = sa.select(t.assoc_table.c.parent, t.judgements.c.assoc, t.judgements.c.decision, t.judgements.c.judged_at)
+    query = judged.join(t.judgements, t.judgements.c.assoc == t.assoc_table.c.assoc_name).order_by(t.judgements.c.assoc)
+    for parent, *judgement in connection.execute(query):
+        members[parent].append(("judged", *map(str, judgement)))
     counts = _archive_counts(look.rows, field_of, visits, refused)
     touched = []
     for row in connection.execute(sa.select(t.fields)).mappings().all():

@@ -320,8 +320,8 @@ def mosaic_astrometry(context: dg.AssetCheckExecutionContext, home: HomeResource
             "limit": house.survey.limits.mosaic_association_mas,
             "failed": len(failed),
         },
-        what_to_do="an association named here is misplaced although its own fit said success: name its datasets in "
-        "exposures.refuse_datasets of the survey file (shell patterns fit) and run the field again",
+        what_to_do="an association named here is misplaced although its own fit said success: "
+        "`panoramic reject ASSOCIATION --reason TEXT`, then run the field again",
         table=rows,
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from panoramic.alignment import Verdict, judge
+from panoramic.alignment import Verdict, judge, overruled
 from panoramic.associations import Association
 from panoramic.errors import (
     ArchiveAccessError,
@@ -211,6 +211,7 @@ def reduce_association(
                 candidates.covering,
                 candidates.why_none,
             )
+            verdict = overruled(verdict, home.database.judgement(association))
             attempts.append(
                 {"reference": reference.name if reference else "", "status": verdict.status, "cause": verdict.cause}
             )
@@ -361,6 +362,7 @@ def _reuse(home: Home, association: Association, stored: tuple[Any, ...], candid
     survey = home.survey
     rule = survey.reference.absolute_alignment
     verdict = judge(result, association.detector, survey.limits, rule, candidates.covering, candidates.why_none)
+    verdict = overruled(verdict, home.database.judgement(association))
     if verdict != old:
         home.database.put_verdict(verdict)
     else:

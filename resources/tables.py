@@ -115,6 +115,17 @@ released_groups = Table(
     Column("released_at", DateTime, nullable=False),
 )
 
+judgements = Table(
+    "judgements",
+    metadata,
+    Column("assoc", String(96), ForeignKey("assoc_table.assoc_name"), primary_key=True),
+    Column("decision", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("judged_by", String(64), nullable=False),
+    Column("judged_at", DateTime, nullable=False),
+    Column("data", String(64), nullable=False),
+)
+
 assoc_table = Table(
     "assoc_table",
     metadata,

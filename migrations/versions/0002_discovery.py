@@ -1,4 +1,4 @@
-"""Discovery on a real archive: refusals with their reasons, groups released by hand, data that a token opens
+"""Discovery on a real archive: refusals with their reasons, what people release or judge, data that a token opens
 
 Revision ID: 0002
 Revises: 0001
@@ -32,6 +32,17 @@ def upgrade() -> None:
         sa.Column("released_by", sa.String(length=64), nullable=False),
         sa.Column("released_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("visit_id", "activity", "filter", "pupil", "detector", name=op.f("pk_released_groups")),
+    )
+    op.create_table(
+        "judgements",
+        sa.Column("assoc", sa.String(length=96), nullable=False),
+        sa.Column("decision", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("judged_by", sa.String(length=64), nullable=False),
+        sa.Column("judged_at", sa.DateTime(), nullable=False),
+        sa.Column("data", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["assoc"], ["assoc_table.assoc_name"], name=op.f("fk_judgements_assoc_assoc_table")),
+        sa.PrimaryKeyConstraint("assoc", name=op.f("pk_judgements")),
     )
     with op.batch_alter_table("observations") as batch:
         batch.add_column(sa.Column("granted", sa.Boolean(), nullable=False, server_default=sa.false()))

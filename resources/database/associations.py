@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import sqlalchemy as sa
 
 from panoramic.associations import Association, index_of
-from panoramic.errors import UnknownNameError
+from panoramic.errors import InputError, UnknownNameError
 from panoramic.footprints import to_s_region
 from panoramic.observations import Exposure
 from resources import tables as t
@@ -185,7 +185,10 @@ class AssociationTables(ExposureTables):
             if field is None:
                 names = list(connection.scalars(sa.select(t.assoc_table.c.assoc_name)))
                 raise UnknownNameError("association", name, names)
-        return next(a for a in self.associations(field) if a.name == name)
+        found = next((a for a in self.associations(field) if a.name == name), None)
+        if found is None:
+            raise InputError(f"{name} has no exposure that may be reduced: its group waits, or the survey refuses it")
+        return found
 
     def association_rows(self, field: str) -> list[sa.RowMapping]:
         """Rows of ``assoc_table`` of one field."""

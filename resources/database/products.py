@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from astropy.table import Table
 
-from panoramic.alignment import Verdict
+from panoramic.alignment import Judgement, Verdict
 from panoramic.associations import Association
 from panoramic.reduction.base import AbsoluteFit, ReductionResult, RelativeFit
 from resources import tables as t
@@ -80,6 +80,24 @@ class ProductTables(DatabaseCore):
                 .where(t.assoc_table.c.assoc_name == verdict.association)
                 .values(status=DONE if verdict.accepted else ALIGNMENT_FAILED, cause=verdict.cause, modtime=now())
             )
+
+    def put_judgement(self, association: Association, judgement: Judgement) -> None:
+        """Keep what a person decided on an association, of the data that it has now."""
+        row = {
+            "assoc": association.name, "decision": judgement.decision, "reason": judgement.reason,
+            "judged_by": judgement.by, "judged_at": now(), "data": association.data,
+        }  # fmt: skip
+        with self.write() as connection:
+            self.upsert(connection, t.judgements, [row])
+
+    def judgement(self, association: Association) -> Judgement | None:
+        """What a person decided on an association; None once its data have changed."""
+        j = t.judgements
+        with self.read() as connection:
+            row = connection.execute(sa.select(j).where(j.c.assoc == association.name)).first()
+        if row is None or row.data != association.data:
+            return None
+        return Judgement(row.decision, row.reason, row.judged_by, f"{row.judged_at:%Y-%m-%d}")
 
     def reduction(self, name: str) -> tuple[str, ReductionResult, Verdict, list[dict[str, Any]]] | None:
         """Fingerprint, result, verdict and attempts of an association; None where it was never reduced."""
