@@ -180,19 +180,24 @@ def _grey(image: np.ndarray, noise: float) -> np.ndarray:
     return grey[::-1]
 
 
+def _mean(stacked: np.ndarray) -> np.ndarray:
+    """Mean along the first axis of what is there; NaN where nothing is."""
+    there = np.isfinite(stacked)
+    count = there.sum(axis=0)
+    return np.where(count > 0, np.where(there, stacked, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
 def _colour(planes: list[tuple[np.ndarray, float]]) -> np.ndarray:
     """Bytes (rows, columns, 3) from images in order of wavelength; the colour is kept where the stretch saturates."""
     if len(planes) == 2:
         groups = [[planes[0]], planes, [planes[1]]]
     else:
         groups = [[planes[i] for i in part] for part in np.array_split(np.arange(len(planes)), 3)]
-    channels, known = [], np.zeros(planes[0][0].shape, bool)
-    for group in groups:
-        stacked = np.stack([image / noise for image, noise in group])
-        there = np.isfinite(stacked)
-        channels.append(np.where(there, stacked, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1))
-        known |= there.any(axis=0)
-    blue, green, red = channels
+    channels = np.stack([_mean(np.stack([image / noise for image, noise in group])) for group in groups])
+    # where a filter has no data the picture has no colour: grey, not a colour that nothing has
+    known = np.isfinite(channels).any(axis=0)
+    channels = np.where(np.isfinite(channels), channels, _mean(channels))
+    blue, green, red = np.where(known, channels, 0)
     intensity = (blue + green + red) / 3
     factor = _stretch(intensity) / np.maximum(np.abs(intensity), 0.5)
     # near the sky the ratio of channels is noise, and everywhere the filters' unlike sharpness paints rings of pure
