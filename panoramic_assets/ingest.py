@@ -96,8 +96,10 @@ def ingest(database: Database, survey: Survey, look: ArchiveLook, at: datetime, 
         report.new_fields, report.moved = assignment.new, dict(sorted(assignment.moved.items()))
         report.touching = {d: list(names) for d, names in sorted(assignment.touching.items())}
         states = _write_exposures(database, connection, exposures, known, assignment, adopted, at, report)
-        states |= _judge_unseen(database, connection, known, exposures, survey)
-        _write_refusals(connection, exposures, at)
+        unseen_states = _judge_unseen(database, connection, known, exposures, survey)
+        states |= unseen_states
+        judged = {d: dataclasses.replace(known[d][2], **values) for d, values in unseen_states.items()}
+        _write_refusals(connection, exposures | judged, at)
         _write_faults(database, connection, look, parsed, at)
         unseen = sorted(d for d in set(known) - set(parsed.exposures) - set(parsed.unplaced) if d not in states)
         report.gone, report.not_seen = (unseen, []) if look.complete else ([], unseen)
