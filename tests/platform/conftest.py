@@ -294,10 +294,9 @@ class Platform:
 
     def tick(self) -> Any:
         """One tick of the sensor: what it asks for is applied as the daemon would."""
-        context = dg.build_sensor_context(
-            instance=self.instance, resources={"home": self.definitions.resources["home"]}
-        )
-        data = self.definitions.resolve_sensor_def("new_exposures").evaluate_tick(context)
+        home = {"home": self.definitions.resources["home"]}
+        with dg.build_sensor_context(instance=self.instance, resources=home) as context:
+            data = self.definitions.resolve_sensor_def("new_exposures").evaluate_tick(context)
         for request in data.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
         for event in data.asset_events:

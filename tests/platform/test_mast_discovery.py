@@ -48,8 +48,8 @@ def tick(home: Home, tmp_path: Path) -> Iterator[Tick]:
         def once(token: str = "") -> Any:
             resource = HomeResource(path=str(home.path), mast_token=token)
             definitions = build_definitions(resource, dg.in_process_executor)
-            context = dg.build_sensor_context(instance=instance, resources={"home": resource})
-            data = definitions.resolve_sensor_def("new_exposures").evaluate_tick(context)
+            with dg.build_sensor_context(instance=instance, resources={"home": resource}) as context:
+                data = definitions.resolve_sensor_def("new_exposures").evaluate_tick(context)
             for request in data.dynamic_partitions_requests or []:
                 instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
             for event in data.asset_events:
