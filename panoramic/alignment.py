@@ -171,6 +171,8 @@ def _absolute(
             note = "no catalogue covers it: it stays in the telescope's frame"
             return [Criterion(gate, "reference", None, None, "", None, near=True, note=note)]
         note = why_none or ("the engine found no solution" if reference_available else "no catalogue covers it")
+        if not reference_available:
+            note += "; put one into reference_catalogs/, or set reference.absolute_alignment: if_available"
         return [Criterion(gate, "reference", None, None, "", False, note=note)]
     own = fit.kind == "own"
     error_limit = limits.absolute_error_own_mas if own else limits.absolute_error_external_mas

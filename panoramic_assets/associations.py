@@ -1,7 +1,6 @@
 """`associations`: the field's exposures grouped for reduction, with names that never change."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from panoramic_assets.common import answer, as_table, field_of
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, completeness_of, is_public, observations
 from panoramic_assets.partitions import fields_partitions
 from resources.database import DEFINED
-from resources.home import HomeResource
+from resources.home import Home, HomeResource
 from resources.storage import replacing
 
 
@@ -45,8 +44,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
         house.database.retire(connection, field, grouped)
         house.database.mark_grouped(connection, field, seen_version)
     rows = house.database.association_rows(field)
-    path = house.storage.path(f"{field}/{field}_associations.ecsv")
-    write_table(path, field, rows)
+    path = write_table(house, field)
     version = digest_of(
         [(a.name, e.dataset, revisions[e.dataset]) for a in grouped for e in a.exposures if e.dataset not in held]
     )
@@ -63,8 +61,7 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
                         "detector": r["detector"],
                         "exposures": len(r["dataURL"].split(",")) if r["dataURL"] else 0,
                         "seconds": r["exptime"],
-                        "status": r["status"],
-                        "cause": r["cause"],
+                        "waits because": r["cause"] if r["status"] == DEFINED else "",
                     }
                     for r in rows
                 ]
@@ -74,8 +71,10 @@ def associations(context: dg.AssetExecutionContext, home: HomeResource) -> dg.Ma
     )
 
 
-def write_table(path: Path, field: str, rows: Sequence[Any]) -> None:
-    """Write a field's associations as an ECSV table, for notebooks: written beside, then moved into place."""
+def write_table(home: Home, field: str) -> Path:
+    """Write a field's associations as they are now as an ECSV table, for notebooks."""
+    rows = home.database.association_rows(field)
+    path = home.storage.path(f"{field}/{field}_associations.ecsv")
     columns = {
         "assoc_name": "", "filter": "", "detector": "", "proposal_id": "", "status": "", "t_min": "d", "t_max": "d",
         "exptime": "s", "ra": "deg", "dec": "deg", "footprint": "", "dataURL": "", "cause": "",
@@ -85,6 +84,7 @@ def write_table(path: Path, field: str, rows: Sequence[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         table.write(beside, format="ascii.ecsv", overwrite=True)
+    return path
 
 
 @dg.asset_check(asset=associations, partitions_def=fields_partitions, blocking=True)

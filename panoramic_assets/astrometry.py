@@ -239,6 +239,8 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     summary = f"{len(accepted)} of {len(names)} associations accepted, {len(failing)} fail this gate"
     if blocked:
         summary += f": {why_not}"
+        causes = [cause for cause in home.database.causes(names).values() if cause]
+        summary += f" ({_shortened(causes[0])})" if causes else ""
     if leaking:
         summary += f"; accepted although they fail: {', '.join(leaking)}"
     metadata: dict[str, Any] = {"accepted": len(accepted), "failing": len(failing)}
@@ -254,6 +256,12 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
         "Where the reference filter itself fails, put another one first in reference.filters of the survey file",
         table=criteria_rows(verdicts.values(), gate),
     )
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    """The first line of a text, cut where it is long."""
+    line = text.partition("\n")[0]
+    return line if len(line) <= length else f"{line[:length]}..."
 
 
 def _reference_gate(context: dg.AssetCheckExecutionContext, home: HomeResource, gate: str) -> dg.AssetCheckResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -128,7 +129,7 @@ def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
             name = check.name + (" (blocking)" if check.blocking else "")
             found = [escape(text) for text in (check.summary, check.value, check.limit)]
             table.add_row(check.asset, name, f"[{style}]{check.word}[/]", *found)
-        console.print(table)
+        console.print(table if outcome.checks else str(table.title), markup=False)
         for error in outcome.errors:
             console.print(error, style="red", markup=False)
         for path in outcome.products:
@@ -154,7 +155,13 @@ def ui(
         ensure_archive(home, chosen)
     workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"
     arguments = ["dagster", "dev", "-w", str(workspace), "-h", host, "-p", str(port)]
-    say(f"http://{host}:{port}")
+    with refusing(), socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise InputError(f"{host}:{port} can't be used ({error.strerror}): choose another with --port") from error
+    say(f"http://{host}:{port}/asset-groups shows the stages; Ctrl-C ends it")
     os.execv(str(Path(sys.executable).with_name("dagster")), arguments)  # noqa: S606 - our own interpreter's program
 
 

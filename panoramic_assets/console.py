@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import DatabaseError
 
-from panoramic.errors import ConflictError, DiskFullError, InputError, PanoramicError
+from panoramic.errors import ConflictError, DiskFullError, EmptyArchiveError, InputError, PanoramicError
 from panoramic.survey import FolderArchive, SimulatedArchive, Survey
 from resources.database import is_disk_full
 from resources.home import SIMULATED_SURVEY, Home, home_from_environment, survey_of_folder
@@ -95,6 +95,8 @@ def survey_of_archive(home: Home, archive: Path) -> Survey:
     """
     if not archive.is_dir():
         raise InputError(f"there is no folder {archive}")
+    if next(archive.rglob("*_rate.fits"), None) is None:
+        raise EmptyArchiveError(f"no NIRCam exposure in {archive}: there is no *_rate.fits file in it or below it")
     fresh = survey_of_folder(archive)
     if not home.survey_file.exists():
         return fresh

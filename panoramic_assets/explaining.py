@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from astropy.time import Time
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.event_api import PartitionKeyFilter
 
 from panoramic.mosaic.build import MosaicResult
 from panoramic_assets import definitions
+from panoramic_assets.common import verdicts_of
 from panoramic_assets.ingest import mjd
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
@@ -84,6 +85,8 @@ def explain_field(home: Home, name: str) -> list[str]:
         plot = home.storage.path(f"{association_folder(row['assoc_name'])}/{row['assoc_name']}_alignment.png")
         if plot.exists():
             lines.append(f"    its plot: {plot}")
+    for name_, verdict in verdicts_of(home, [a.name for a in home.database.associations(name)]).items():
+        lines += [f"  {name_}: {c.note}" for c in verdict.criteria if verdict.accepted and c.near and c.value is None]
     there = {row["filter_key"] for row in home.database.mosaics(name)}
     for key, (_, accepted, total) in standing_filters(home, name).items():
         if key not in there:
@@ -108,7 +111,10 @@ def _failed_checks(name: str) -> list[str]:
             evaluations = (
                 record.event.dagster_event.asset_check_evaluation_data
                 for record in records
-                if record.event and record.event.dagster_event
+                # a check that is planned, or was interrupted, has a record and no answer
+                if record.event
+                and record.event.dagster_event
+                and record.event.dagster_event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION
             )
             newest = next((evaluation for evaluation in evaluations if evaluation is not None), None)
             if newest is not None and not newest.passed:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from panoramic.associations import Association
 from panoramic.provenance import digest_of
+from panoramic_assets.associations import write_table
 from panoramic_assets.astrometry import (
     gate_answer,
     held_back_answer,
@@ -75,6 +76,7 @@ def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: 
     fingerprints = {n: s[0] for n in names if (s := house.database.reduction(n)) is not None}
     verdicts = {n: v.status for n, v in verdicts_of(house, names).items()}
     metadata = outcome_metadata(house, outcomes)
+    metadata["table of associations"] = dg.MetadataValue.path(write_table(house, field))
     metadata["taken from the reference as they are"] = len(names) - len(outcomes)
     metadata["degradations"] = len(house.database.field_degradations(field))
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of([fingerprints, verdicts])[:16]))

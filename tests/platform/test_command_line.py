@@ -29,18 +29,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_another_archive_in_a_home_that_has_one_is_refused(command, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    code, said = command("run", "--archive", tmp_path / "one")
-    assert (code, "no NIRCam exposure" in said) == (2, True)
-    code, said = command("run", "--archive", tmp_path / "two")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "jw02514001001_02201_00001_nrcb1_rate.fits").write_text("no FITS")
+    code, said = command("ingest", "--archive", tmp_path / "one")
+    assert (code, "is no FITS file" in said) == (0, True)
+    code, said = command("ingest", "--archive", tmp_path / "two")
     assert code == 1
     assert "set PANORAMIC_HOME to another folder" in said
     assert Home(command.home).survey.archive.path == tmp_path / "one"
     # the folder's own survey follows the folder
     (tmp_path / "one" / "reference_catalogs").mkdir()
     (tmp_path / "one" / "reference_catalogs" / "OURS.ecsv").write_text("")
-    command("run", "--archive", tmp_path / "one")
+    command("ingest", "--archive", tmp_path / "one")
     assert "OURS" in Home(command.home).survey.reference.catalogs
 
 
@@ -48,6 +49,9 @@ def test_a_folder_that_is_not_there_claims_nothing(command, tmp_path: Path) -> N
     code, said = command("run", "--archive", tmp_path / "exposres")
     assert code == 2
     assert "there is no folder" in said
+    (tmp_path / "docs").mkdir()
+    code, said = command("run", "--archive", tmp_path / "docs")
+    assert (code, "no NIRCam exposure" in said) == (2, True)
     assert not command.home.exists()
 
 
@@ -86,6 +90,7 @@ def test_a_full_disk_is_named(tmp_path: Path, command, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Home, "prepare", full)
     (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "jw02514001001_02201_00001_nrcb1_rate.fits").write_text("no FITS")
     code, said = command("run", "--archive", tmp_path / "one")
     assert code == 1
     assert "DiskFullError: no room left" in said
