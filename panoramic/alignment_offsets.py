@@ -109,8 +109,11 @@ def measure_offset(
         return NotMeasurable(
             f"only {rows.size} sources and {ref_rows.size} reference sources; {minimum_matches} are needed"
         )
-    centre = _centre(ra[rows], dec[rows])
-    source, reference = _plane(ra[rows], dec[rows], centre), _plane(ref_ra[ref_rows], ref_dec[ref_rows], centre)
+    centre = catalogue_centre(ra[rows], dec[rows])
+    source, reference = (
+        plane_positions(ra[rows], dec[rows], centre),
+        plane_positions(ref_ra[ref_rows], ref_dec[ref_rows], centre),
+    )
     near = np.isfinite(reference).all(axis=1)
     reference, ref_rows = reference[near], ref_rows[near]
     reach = search_radius_arcsec + 1.0
@@ -127,7 +130,7 @@ def measure_offset(
     pile = _best_pile(source, reference, search_radius_arcsec)
     if pile is None:
         return NotMeasurable(f"no pair of sources within {search_radius_arcsec:g} arcsec")
-    weights = _pair_weights(error_mas, rows), _pair_weights(ref_error_mas, ref_rows)
+    weights = known_variances(error_mas, rows), known_variances(ref_error_mas, ref_rows)
     fit = _refine(source, reference, pile, weights)
     if fit is None or fit[4].size < minimum_matches:
         n = 0 if fit is None else fit[4].size
@@ -154,14 +157,14 @@ def measure_offset(
     )
 
 
-def _centre(ra: np.ndarray, dec: np.ndarray) -> tuple[float, float]:
+def catalogue_centre(ra: np.ndarray, dec: np.ndarray) -> tuple[float, float]:
     """Mean direction, deg; good at the poles and across RA 0."""
     a, d = np.radians(ra), np.radians(dec)
     x, y, z = (np.cos(d) * np.cos(a)).mean(), (np.cos(d) * np.sin(a)).mean(), np.sin(d).mean()
     return math.degrees(math.atan2(y, x)), math.degrees(math.atan2(z, math.hypot(x, y)))
 
 
-def _plane(ra: np.ndarray, dec: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+def plane_positions(ra: np.ndarray, dec: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
     """Tangent plane positions, arcsec to the east and north, (N, 2); NaN on the far side of the sphere."""
     a, d, d0 = np.radians(ra - centre[0]), np.radians(dec), math.radians(centre[1])
     depth = math.sin(d0) * np.sin(d) + math.cos(d0) * np.cos(d) * np.cos(a)
@@ -185,7 +188,7 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 def _best_pile(source: np.ndarray, reference: np.ndarray, radius: float) -> _Pile | None:
     """The pile that chance explains least, over all scales."""
-    i, j = _pairs(source, reference, radius + 3 * _SCALES_MAS[-1] / 1000)
+    i, j = close_pairs(source, reference, radius + 3 * _SCALES_MAS[-1] / 1000)
     if i.size == 0:
         return None
     offsets = source[i] - reference[j]
@@ -197,13 +200,21 @@ def _best_pile(source: np.ndarray, reference: np.ndarray, radius: float) -> _Pil
     return best
 
 
-def _pairs(source: np.ndarray, reference: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs closer than ``reach`` (arcsec); in dense fields of a regular part of the sources only."""
+def close_pairs(
+    source: np.ndarray, reference: np.ndarray, reach: float, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs closer than ``reach`` (arcsec), as rows of both.
+
+    Where there are too many, those of a regular part of the sources, or with ``most`` about as many, of the first ones.
+    """
     from scipy.spatial import cKDTree
 
     tree = cKDTree(reference)
-    thin = max(1, math.ceil(cKDTree(source).count_neighbors(tree, reach) / _MOST_PAIRS))
-    chosen = np.arange(0, len(source), thin)
+    count = cKDTree(source).count_neighbors(tree, reach)
+    if most is None:
+        chosen = np.arange(0, len(source), max(1, math.ceil(count / _MOST_PAIRS)))
+    else:
+        chosen = np.arange(min(len(source), math.ceil(len(source) * most / max(count, 1))))
     lists = tree.query_ball_point(source[chosen], reach)
     lengths = np.array([len(one) for one in lists])
     j = np.concatenate([np.asarray(one, int) for one in lists]) if lengths.sum() else np.empty(0, int)
@@ -258,7 +269,7 @@ def _members(offsets: np.ndarray, i: np.ndarray, j: np.ndarray, x: float, y: flo
     return min(np.unique(i[inside]).size, np.unique(j[inside]).size)
 
 
-def _pair_weights(error_mas: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+def known_variances(error_mas: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     """Variance of each row's position, arcsec^2; 0 where unknown."""
     if error_mas is None:
         return np.zeros(rows.size)
@@ -282,7 +293,7 @@ def _refine(
     previous = np.full(2, np.inf)
     for _ in range(_ROUNDS):
         reach = float(np.clip(6 * np.hypot(width.max(), promised), 0.01, 3 * pile.radius))
-        i, j = _mutual(source - centre, reference, tree, reach)
+        i, j = mutual_pairs(source - centre, reference, tree, reach)
         if i.size < _FEWEST:
             return None
         d = source[i] - reference[j]
@@ -306,7 +317,9 @@ def _refine(
     return centre, error, scatter, truth[believed], i[believed], j[believed]
 
 
-def _mutual(shifted: np.ndarray, reference: np.ndarray, tree: object, reach: float) -> tuple[np.ndarray, np.ndarray]:
+def mutual_pairs(
+    shifted: np.ndarray, reference: np.ndarray, tree: object, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs that are each other's nearest, closer than ``reach``."""
     from scipy.spatial import cKDTree
 
