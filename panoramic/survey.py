@@ -196,7 +196,12 @@ class SourceSelection(Section):
 
 
 class ReferenceRules(Section):
-    """The astrometric reference: filters in order of preference, external catalogues in order."""
+    """The astrometric reference: filters in order of preference, external catalogues in order.
+
+    ``files`` names local catalogue files by catalogue name; a name that is not among ``catalogs`` comes first.
+    ``services`` says whether catalogues that are no local file are asked for over the network; without it they are
+    for the archive ``mast`` alone.
+    """
 
     filters: tuple[str, ...] = (
         "F444W", "F356W", "F277W", "F410M", "F480M", "F460M", "F430M", "F360M", "F335M", "F300M", "F250M", "F322W2",
@@ -205,6 +210,8 @@ class ReferenceRules(Section):
         "F212N", "F187N", "F164N",
     )  # fmt: skip
     catalogs: tuple[str, ...] = ("LS_DR9", "PS1", "DES", "NSC", "GAIA")
+    files: dict[str, Path] = {}
+    services: bool | None = None
     search_radius_arcsec: Positive = 3.0
     absolute_alignment: Literal["required", "if_available"] = "required"
     minimum_cover: Fraction = 0.6
@@ -219,12 +226,37 @@ class ReductionOverride(Section):
     parameters: dict[str, Any] = {}
 
 
+class SecondAttempt(Section):
+    """What an association that failed with every catalogue is tried again with.
+
+    ``parameters`` go over the first ones; None takes the engine's own choice (wider search, brighter limits).
+    """
+
+    enabled: bool = True
+    search_radius_arcsec: Positive = 10.0
+    parameters: dict[str, Any] | None = None
+
+
+class VisitPriors(Section):
+    """What the detectors of one exposure know of each other: they share the telescope's pointing error.
+
+    ``offset_error_mas`` (per axis) and ``roll_error_deg`` say how well the detectors' places in the focal plane are
+    known.
+    """
+
+    enabled: bool = True
+    offset_error_mas: Positive = 12.0
+    roll_error_deg: Positive = 0.02
+
+
 class ReductionRules(Section):
     """The reduction engine and what it is told."""
 
     engine: Literal["grizli"] = "grizli"
     parameters: dict[str, Any] = {}
     overrides: tuple[ReductionOverride, ...] = ()
+    second_attempt: SecondAttempt = SecondAttempt()
+    visit_priors: VisitPriors = VisitPriors()
     timeout_s: Positive = 7200.0
 
     def settings_for(self, association: str, field: str, filter_name: str) -> tuple[str, dict[str, Any]]:
@@ -273,6 +305,11 @@ class Limits(Section):
     absolute_scatter_external_mas: Positive = 80.0
     absolute_scatter_own_mas: Positive = 20.0
     absolute_n: Count = 12
+    absolute_chance: Positive = 1e-3
+    absolute_chance_early: Positive = 1e-4
+    absolute_contrast: Positive = 1.5
+    absolute_disagreement_sigma: Positive = 3.0
+    absolute_disagreement_mas: Positive = 2.0
     reference_sources: Count = 50
     reference_sources_short: Count = 12
     reference_sources_near: Count = 200
@@ -366,6 +403,10 @@ class Survey(Section):
                 reason = "unknown key; docs/survey_file.md lists the known ones"
             raise SurveyFileError(path, f"{dotted}: {reason}", line) from error
         archive, here = survey.archive, path.resolve().parent
+        files = {name: here / file for name, file in survey.reference.files.items()}
+        if files != survey.reference.files:
+            rules = survey.reference.model_copy(update={"files": files})
+            survey = survey.model_copy(update={"reference": rules})
         if isinstance(archive, FolderArchive) and not archive.path.is_absolute():
             survey = survey.model_copy(update={"archive": FolderArchive(kind="folder", path=here / archive.path)})
         if isinstance(archive, MastArchive) and archive.companions and not archive.companions.is_absolute():
