@@ -104,6 +104,10 @@ class ReferenceCatalogUnavailableError(ServiceError):
     """An external reference catalogue could not be had for this part of the sky."""
 
 
+class ReferenceCatalogQueryError(ReferenceCatalogUnavailableError):
+    """A catalogue's service refused the query, or its table is not what it was: trying later will not help."""
+
+
 class CalibrationError(PanoramicError):
     """CRDS reference files or mappings that the reduction needs are missing or damaged."""
 

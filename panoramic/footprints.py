@@ -80,6 +80,14 @@ def unit_vectors(ra: np.ndarray | float, dec: np.ndarray | float) -> np.ndarray:
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
+def east_north(ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors to the east and to the north at positions in deg, each (..., 3)."""
+    ra, dec = np.deg2rad(ra), np.deg2rad(dec)
+    east = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)], axis=-1)
+    north = np.stack([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)], axis=-1)
+    return east, north
+
+
 def mean_position(vertices: np.ndarray) -> tuple[float, float]:
     """Mean RA and Dec (deg) of (N, 2) positions, as the direction of their mean unit vector."""
     ra, dec = positions_of(unit_vectors(vertices[:, 0], vertices[:, 1]).mean(axis=0))

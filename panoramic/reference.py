@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from panoramic.errors import InputError
-from panoramic.footprints import covered_fraction, inside, unit_vectors
+from panoramic.footprints import covered_fraction, east_north, inside, unit_vectors
 from panoramic.reduction.base import ReferenceSources
 from panoramic.survey import SourceSelection
 
@@ -33,6 +33,8 @@ COLUMNS = {
     "pm_ra": "mas / yr",
     "pm_dec": "mas / yr",
     "epoch": "yr",
+    "pm_ra_error": "mas / yr",
+    "pm_dec_error": "mas / yr",
 }
 REQUIRED = ("ra", "dec", "mag")
 MAS = np.pi / 180 / 3_600_000
@@ -103,8 +105,8 @@ def standard_table(table: Table, source: str) -> Table:
         result[column].unit = unit
     _refuse(~(np.isfinite(result["ra"]) & (np.abs(result["ra"]) <= 360)), result, "ra", source, "is no RA in deg")
     _refuse(~(np.isfinite(result["dec"]) & (np.abs(result["dec"]) <= 90)), result, "dec", source, "is no Dec in deg")
-    for column in ("ra_error", "dec_error"):
-        _refuse(np.asarray(result[column]) < 0, result, column, source, "is negative: an error in mas is 0 or more")
+    for column in ("ra_error", "dec_error", "pm_ra_error", "pm_dec_error"):
+        _refuse(np.asarray(result[column]) < 0, result, column, source, "is negative: an error is 0 or more")
     moving = (np.nan_to_num(result["pm_ra"]) != 0) | (np.nan_to_num(result["pm_dec"]) != 0)
     _refuse(
         moving & ~((result["epoch"] > 1800) & (result["epoch"] < 2200)), result, "epoch", source,
@@ -174,7 +176,7 @@ def move(
     (motion)^3 / 3: 1e-6 mas for Barnard's star in a century.
     """
     place = unit_vectors(ra, dec)
-    east, north = _east_north(np.asarray(ra, float), np.asarray(dec, float))
+    east, north = east_north(np.asarray(ra, float), np.asarray(dec, float))
     velocity = MAS * (np.nan_to_num(pm_ra)[..., None] * east + np.nan_to_num(pm_dec)[..., None] * north)
     speed = np.linalg.norm(velocity, axis=-1, keepdims=True)
     direction = velocity / np.where(speed > 0, speed, 1.0)
@@ -183,19 +185,15 @@ def move(
     velocity = speed * (direction * np.cos(angle) - place * np.sin(angle))
     new_ra = np.degrees(np.arctan2(moved[..., 1], moved[..., 0])) % 360.0
     new_dec = np.degrees(np.arctan2(moved[..., 2], np.hypot(moved[..., 0], moved[..., 1])))
-    east, north = _east_north(new_ra, new_dec)
+    east, north = east_north(new_ra, new_dec)
     return new_ra, new_dec, (velocity * east).sum(axis=-1) / MAS, (velocity * north).sum(axis=-1) / MAS
 
 
-def _east_north(ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    ra, dec = np.deg2rad(ra), np.deg2rad(dec)
-    east = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)], axis=-1)
-    north = np.stack([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)], axis=-1)
-    return east, north
-
-
 def at_epoch(table: Table, epoch: float) -> Table:
-    """The standard table with its moving sources taken to another epoch (Julian year); errors stay as stated."""
+    """The standard table with its moving sources taken to another epoch (Julian year).
+
+    Where the error of a motion is stated, the position's error grows by it: sqrt(error^2 + (motion's error * years)^2).
+    """
     result = table.copy()
     years = np.nan_to_num(epoch - np.asarray(table["epoch"], float))
     old_ra, old_dec, old_pm_ra, old_pm_dec = (np.asarray(table[c], float) for c in ("ra", "dec", "pm_ra", "pm_dec"))
@@ -203,7 +201,21 @@ def at_epoch(table: Table, epoch: float) -> Table:
     moving = (np.nan_to_num(old_pm_ra) != 0) | (np.nan_to_num(old_pm_dec) != 0)
     for name, values in (("ra", ra), ("dec", dec), ("pm_ra", pm_ra), ("pm_dec", pm_dec)):
         result[name][moving] = values[moving]
+    for name, rate in (("ra_error", "pm_ra_error"), ("dec_error", "pm_dec_error")):
+        if rate in table.colnames:
+            growth = np.nan_to_num(np.asarray(table[rate], float)) * years
+            result[name][moving] = np.hypot(np.asarray(table[name], float), growth)[moving]
     result["epoch"][moving] = epoch
+    return result
+
+
+def empty_table() -> Table:
+    """The standard table of a part of the sky where a catalogue has no source."""
+    from astropy.table import Table
+
+    result = Table({column: np.empty(0) for column in COLUMNS})
+    for column, unit in COLUMNS.items():
+        result[column].unit = unit
     return result
 
 
@@ -296,6 +308,17 @@ def select_own(catalog: Table, selection: SourceSelection) -> Table:
     return catalog[rows[np.argsort(mag[rows], kind="stable")][: selection.brightest]]
 
 
+def centroid_errors_mas(catalog: Table, pixel_scale_mas: float) -> np.ndarray:
+    """Standard error per axis of a catalogue's positions, mas: sqrt(2) sigma over S/N (King 1983, PASP 95, 163).
+
+    A floor of 0.03 px stands for what drizzling and undersampling leave in a centroid.
+    """
+    snr = np.asarray(catalog["flux"], float) / np.asarray(catalog["flux_error"], float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = np.sqrt(2) * np.asarray(catalog["flux_radius"], float) / 1.1774 / snr
+    return np.asarray(np.hypot(noise, 0.03) * pixel_scale_mas)
+
+
 def merge_own(catalogs: Mapping[str, Table], radius_arcsec: float = SAME_OBJECT_ARCSEC) -> Table:
     """One row per object from the selected catalogues of overlapping associations.
 
@@ -309,21 +332,25 @@ def merge_own(catalogs: Mapping[str, Table], radius_arcsec: float = SAME_OBJECT_
     Returns
     -------
     Table
-        ``ra``, ``dec`` (deg), ``mag``, ``src`` (the association of its best row), ``n`` (rows it was made of), in order
-        of magnitude; the same for any order of the catalogues.
+        ``ra``, ``dec`` (deg), ``mag``, ``error_mas`` (per axis; NaN where the catalogues have no such column), ``src``
+        (the association of its best row), ``n`` (rows it was made of), in order of magnitude; the same for any order of
+        the catalogues.
     """
     from astropy.table import Table
     from scipy.spatial import cKDTree
 
     names = sorted(catalogs)
     if not any(len(catalogs[name]) for name in names):
+        nothing = np.zeros(0)
         return Table(
-            {"ra": np.zeros(0), "dec": np.zeros(0), "mag": np.zeros(0), "src": np.zeros(0, "U1"), "n": np.zeros(0, int)}
-        )
+            {"ra": nothing, "dec": nothing, "mag": nothing, "error_mas": nothing, "src": np.zeros(0, "U1"),
+             "n": np.zeros(0, int)}
+        )  # fmt: skip
     columns = {
         c: np.concatenate([np.asarray(catalogs[k][c], float) for k in names])
         for c in ("ra", "dec", "mag", "flux", "flux_error")
     }
+    error = np.concatenate([_own_errors(catalogs[k]) for k in names])
     owner = np.repeat(np.arange(len(names)), [len(catalogs[name]) for name in names])
     snr = columns["flux"] / columns["flux_error"]
     places = unit_vectors(columns["ra"], columns["dec"])
@@ -346,11 +373,16 @@ def merge_own(catalogs: Mapping[str, Table], radius_arcsec: float = SAME_OBJECT_
             "ra": np.degrees(np.arctan2(means[:, 1], means[:, 0])) % 360.0,
             "dec": np.degrees(np.arctan2(means[:, 2], np.hypot(means[:, 0], means[:, 1]))),
             "mag": [float(w @ columns["mag"][m]) for w, m in zip(weights, objects, strict=True)],
+            "error_mas": [float((error[m] ** -2.0).sum() ** -0.5) for m in objects],
             "src": [names[owner[m[0]]] for m in objects],
             "n": [len(m) for m in objects],
         }
     )
     return table[np.lexsort((table["dec"], table["ra"], table["mag"]))]
+
+
+def _own_errors(catalog: Table) -> np.ndarray:
+    return np.asarray(catalog["error_mas"], float) if "error_mas" in catalog.colnames else np.full(len(catalog), np.nan)
 
 
 def cover_fraction(footprint: np.ndarray, reference_footprints: Sequence[np.ndarray]) -> float:
