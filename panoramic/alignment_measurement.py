@@ -24,7 +24,7 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Tile:
-    """Residuals of the matched sources in one tile of the detector, the whole solution's shift taken out or not.
+    """Offsets of the matched sources in one tile of the detector, nothing taken out.
 
     ``column`` and ``row`` count from 0 in x and y; ``dra``, ``ddec`` are medians, ``err_ra``, ``err_dec`` errors of
     these.
@@ -51,6 +51,7 @@ class Offset:
     n_sources, n_reference : what there was to match, in the common area.
     cause, text : why there is no number (`alignment_solution.Cause`), in a word and in a sentence; empty where
         there is one.
+    ra, dec : the centre, deg, to which the shift belongs.
     n : matched sources.
     dra, ddec, err_ra, err_dec : shift at the centre and its predicted errors, mas.
     scatter_ra, scatter_dec : of one pair about the solution, mas.
@@ -71,6 +72,8 @@ class Offset:
     pixel_scale_mas: float
     cause: str = ""
     text: str = ""
+    ra: float | None = None
+    dec: float | None = None
     n: int = 0
     dra: float | None = None
     ddec: float | None = None

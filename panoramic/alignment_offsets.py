@@ -270,10 +270,18 @@ def _members(offsets: np.ndarray, i: np.ndarray, j: np.ndarray, x: float, y: flo
 
 
 def known_variances(error_mas: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Variance of each row's position, arcsec^2; 0 where unknown."""
+    """Variance of each row's position, arcsec^2; where unknown (not finite, not positive) the median of the known.
+
+    All are 0 where none is known.
+    """
     if error_mas is None:
         return np.zeros(rows.size)
-    return np.nan_to_num(np.asarray(error_mas, float)[rows] / 1000, nan=0.0, posinf=0.0) ** 2
+    error = np.asarray(error_mas, float)[rows] / 1000
+    known = np.isfinite(error) & (error > 0)
+    if not known.any():
+        return np.zeros(rows.size)
+    # a row without an error is no better than the others
+    return np.where(known, error, np.median(error[known])) ** 2
 
 
 def _refine(

@@ -40,6 +40,8 @@ REQUIRED = ("ra", "dec", "mag")
 MAS = np.pi / 180 / 3_600_000
 ARCSEC = np.pi / 180 / 3600
 SAME_OBJECT_ARCSEC = 0.1
+UNKNOWN_MOTION = 3.0
+"""mas/yr per axis: about what faint stars of high latitude move (Gaia DR3: 3-6 mas/yr at 18-20 mag); galaxies none."""
 
 
 def read_catalog(path: Path) -> Table:
@@ -193,6 +195,8 @@ def at_epoch(table: Table, epoch: float) -> Table:
     """The standard table with its moving sources taken to another epoch (Julian year).
 
     Where the error of a motion is stated, the position's error grows by it: sqrt(error^2 + (motion's error * years)^2).
+    Where nothing is known of the motion it grows by `UNKNOWN_MOTION`: a bright star's small error of years ago would
+    otherwise outweigh all galaxies.
     """
     result = table.copy()
     years = np.nan_to_num(epoch - np.asarray(table["epoch"], float))
@@ -205,6 +209,10 @@ def at_epoch(table: Table, epoch: float) -> Table:
         if rate in table.colnames:
             growth = np.nan_to_num(np.asarray(table[rate], float)) * years
             result[name][moving] = np.hypot(np.asarray(table[name], float), growth)[moving]
+    unknown = ~np.isfinite(old_pm_ra) & ~np.isfinite(old_pm_dec)
+    for name in ("ra_error", "dec_error"):
+        grown = np.hypot(np.asarray(table[name], float), UNKNOWN_MOTION * years)
+        result[name][unknown] = grown[unknown]
     result["epoch"][moving] = epoch
     return result
 

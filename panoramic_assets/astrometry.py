@@ -1,23 +1,23 @@
 """`astrometric_reference`: one filter of a field reduced, judged and published as the reference of all others.
 
-Two waves: associations that don't overlap stand on the external catalogue, those that overlap an accepted one are
-aligned to it. Then the accepted ones are published, and the checks read what was published.
+Of each patch of sky the first preferred filter is reduced against the external catalogues; what fails is tried again
+with other parameters and the help of its visit, then the next filter takes its place. Overlapping associations are tied
+to each other and moved as a whole. The accepted ones are published, and the checks read what was published.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import dagster as dg
 import numpy as np
-from astropy.table import Table
 
-from panoramic.associations import Association, index_of
+from panoramic.associations import Association
 from panoramic.errors import CalibrationError, InputError, ReductionError, ServiceError
-from panoramic.footprints import covered_fraction, inside, parse_s_region, union_area_arcmin2
+from panoramic.footprints import inside, union_area_arcmin2
 from panoramic.observations import is_long_wave, passband
 from panoramic.provenance import digest_of
-from panoramic.reference import merge_own, select_own
-from panoramic.survey import ReferenceRules
+from panoramic_assets.candidates import OwnReference
+from panoramic_assets.choosing import choice_rounds, held_back_in, members_of, priors_of
 from panoramic_assets.common import (
     MAX_RETRIES,
     RETRY,
@@ -30,11 +30,12 @@ from panoramic_assets.common import (
     verdicts_of,
     verifies,
 )
+from panoramic_assets.framing import frame_metadata, settle_frame
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED
+from panoramic_assets.own_reference import own_sources, published_reference
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import (
     Outcome,
-    OwnReference,
     association_folder,
     is_final,
     reduce_association,
@@ -43,86 +44,29 @@ from panoramic_assets.reducing import (
 from resources.home import Home, HomeResource
 
 PLOTS_SHOWN = 16
-# fraction of an association's area that must lie in accepted ones to be tied to them: a sliver fixes no rotation
-MINIMUM_OVERLAP = 0.1
 # area of one detector on the sky, arcmin2 (NIRCam: 129 and 63 arcsec a side; jwst-docs "NIRCam Detectors")
 LONG_WAVE_AREA, SHORT_WAVE_AREA = 129.0**2 / 3600, 63.0**2 / 3600
 
 
-def reference_associations(ready: Sequence[Association], rules: ReferenceRules) -> list[Association]:
-    """The associations that carry a field's reference: all in the first preferred filter that the field has.
-
-    The choice per patch of sky will be made here.
-    """
-    by_filter: dict[str, list[Association]] = {}
-    for association in ready:
-        by_filter.setdefault(association.first.element.upper(), []).append(association)
-    for name in rules.filters:
-        if name.upper() in by_filter:
-            return by_filter[name.upper()]
-    return by_filter[min(by_filter)] if by_filter else []
-
-
-def first_wave(members: Sequence[Association]) -> list[Association]:
-    """Associations of which no two overlap, the oldest first, so that a new one changes none of those that stand.
-
-    Every other one overlaps at least one of them.
-    """
-    chosen: list[Association] = []
-    for association in sorted(members, key=lambda a: index_of(a.name)):
-        if all(covered_fraction(association.footprint, [other.footprint]) == 0 for other in chosen):
-            chosen.append(association)
-    return chosen
-
-
-def members_of(home: Home, field: str) -> list[Association]:
-    """The field's reference associations that may be reduced."""
-    return reference_associations(home.database.associations(field), home.survey.reference)
-
-
-def own_sources(home: Home, members: Sequence[Association]) -> Table:
-    """Selected sources of the accepted ones among some associations, one row per object (``ra, dec, mag, src``)."""
-    tables = {}
-    for association in members:
-        stored = home.database.reduction(association.name)
-        if stored is None or not stored[2].accepted or stored[1].catalog is None:
-            continue
-        catalog = Table.read(home.storage.path(f"{association_folder(association.name)}/{stored[1].catalog}"))
-        tables[association.name] = select_own(catalog, home.survey.reference.selection)
-    return merge_own(tables)
-
-
-def as_reference(sources: Table, members: Sequence[Association]) -> OwnReference:
-    """Own sources in the form that a reduction takes."""
-    names = set(sources["src"])
-    outlines = tuple(a.footprint for a in members if a.name in names)
-    ra, dec, mag = (np.asarray(sources[c], float) for c in ("ra", "dec", "mag"))
-    return OwnReference(ra, dec, mag, np.full(len(ra), np.nan), outlines)
-
-
-def published_reference(home: Home, field: str) -> OwnReference:
-    """The field's reference as it stands in the database."""
-    rows = home.database.reference(field)
-    if not rows:
-        return OwnReference.empty()
-    sources = {r["src"] for r in rows}
-    outlines = [
-        parse_s_region(r["footprint"]) for r in home.database.association_rows(field) if r["assoc_name"] in sources
-    ]
-    column = {
-        c: np.array([np.nan if r[c] is None else r[c] for r in rows], float) for c in ("ra", "dec", "mag", "error_mas")
-    }
-    return OwnReference(column["ra"], column["dec"], column["mag"], column["error_mas"], tuple(outlines))
-
-
 def reduce_step(
-    context: dg.OpExecutionContext, home: Home, name: str, own: OwnReference, minimum_cover: float
+    context: dg.OpExecutionContext,
+    home: Home,
+    name: str,
+    own: OwnReference,
+    minimum_cover: float,
+    attempts: Sequence[Literal["first", "second"]] = ("first",),
 ) -> Outcome:
     """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
     association = home.database.association(name)
+    log, verify = context.log.info, verifies(context)
     try:
-        with home.alone(name, context.log.info):
-            return reduce_association(home, association, own, minimum_cover, context.log.info, verifies(context))
+        with home.alone(name, log):
+            for attempt in attempts:
+                priors = priors_of(home, association) if attempt == "second" else None
+                outcome = reduce_association(home, association, own, minimum_cover, log, verify=verify, priors=priors)
+                if outcome.status == "accepted":
+                    break
+            return outcome
     except (ReductionError, ServiceError, InputError, CalibrationError) as error:
         if context.retry_number < MAX_RETRIES and not is_final(error):
             raise
@@ -130,11 +74,16 @@ def reduce_step(
         return without_data(home, association, error)
 
 
+def mapped(associations: Sequence[Association]) -> Iterator[dg.DynamicOutput[str]]:
+    """One mapped step for each association."""
+    for association in associations:
+        yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
+
+
 @dg.op(ins={"associations": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
 def plan_reference(context: dg.OpExecutionContext, home: HomeResource) -> Any:
-    """The reference associations that stand on the external catalogue."""
-    for association in first_wave(members_of(home.open(), field_of(context))):
-        yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
+    """The associations that are to carry the reference: of each patch of sky the first preferred filter."""
+    yield from mapped(choice_rounds(home.open(), field_of(context))[0])
 
 
 @dg.op(retry_policy=RETRY)
@@ -144,34 +93,63 @@ def reduce_reference(context: dg.OpExecutionContext, home: HomeResource, associa
 
 
 @dg.op(out=dg.DynamicOut(str))
-def plan_overlapping(context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome]) -> Any:
-    """The reference associations that overlap those of the first wave."""
-    done = {outcome.association for outcome in first}
-    for association in members_of(home.open(), field_of(context)):
-        if association.name not in done:
-            yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
+def plan_second_attempts(context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome]) -> Any:
+    """Those that were held back, now that other detectors of their visit may be aligned."""
+    house = home.open()
+    names = {outcome.association for outcome in first if outcome.status != "no_data"}
+    yield from mapped(held_back_in(house, [a for a in members_of(house, field_of(context)) if a.name in names]))
 
 
 @dg.op(retry_policy=RETRY)
-def reduce_overlapping(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
-    """Reduce one association against the accepted ones that it overlaps, else against the external catalogues."""
-    house = home.open()
-    seeds = first_wave(members_of(house, field_of(context)))
-    own = as_reference(own_sources(house, seeds), seeds)
-    # an overlap with enough sources ties better than the external catalogue's scatter does
-    return reduce_step(context, house, association, own, MINIMUM_OVERLAP)
+def retry_reference(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
+    """Reduce one association again, by the survey's second parameters and with the help of its visit."""
+    return reduce_step(context, home.open(), association, OwnReference.empty(), 1.0, ["second"])
+
+
+@dg.op(ins={"second": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
+def plan_second_choice(context: dg.OpExecutionContext, home: HomeResource) -> Any:
+    """The next filter's associations, where those of the first are held back."""
+    yield from mapped(choice_rounds(home.open(), field_of(context))[1])
+
+
+@dg.op(ins={"other": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
+def plan_last_choice(context: dg.OpExecutionContext, home: HomeResource) -> Any:
+    """Whatever covers the patches of sky that have no reference yet."""
+    yield from mapped(choice_rounds(home.open(), field_of(context))[2])
+
+
+@dg.op(retry_policy=RETRY)
+def reduce_other_choice(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
+    """Reduce one association of another filter against the external catalogues, twice if it must be."""
+    return reduce_step(context, home.open(), association, OwnReference.empty(), 1.0, ["first", "second"])
 
 
 @dg.op
-def publish_reference(
-    context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome], second: list[Outcome]
-) -> dg.Output[str]:
+def tie_frame(
+    context: dg.OpExecutionContext,
+    home: HomeResource,
+    first: list[Outcome],
+    second: list[Outcome],
+    other: list[Outcome],
+    last: list[Outcome],
+) -> list[Outcome]:
+    """Tie overlapping associations to each other and move the whole to the external frame."""
+    house, field = home.open(), field_of(context)
+    later = {o.association: o for o in (*second, *other, *last)}
+    outcomes = {o.association: later.get(o.association, o) for o in (*first, *later.values())}
+    moved = settle_frame(house, field, members_of(house, field), context.log.info)
+    return [moved.get(name, outcome) for name, outcome in outcomes.items()]
+
+
+@dg.op
+def publish_reference(context: dg.OpExecutionContext, home: HomeResource, outcomes: list[Outcome]) -> dg.Output[str]:
     """Publish the accepted associations' sources, in one transaction that replaces the field's earlier ones."""
     house, field = home.open(), field_of(context)
     sources = own_sources(house, members_of(house, field))
-    house.database.publish_reference(field, sources)
-    metadata = outcome_metadata(house, [*first, *second])
+    metadata = outcome_metadata(house, outcomes)
+    metadata["version of the reference"] = house.database.publish_reference(field, sources)
     metadata["published sources"] = len(sources)
+    metadata |= frame_metadata(house, field)
     version = digest_of([np.round(sources["ra"], 8).tolist(), np.round(sources["dec"], 8).tolist()])
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(version[:16]))
 
@@ -195,6 +173,8 @@ def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if errors:
         metadata["worst absolute error [mas]"] = max(errors)
         metadata["fewest absolute matches"] = min(o.absolute_n for o in outcomes if o.absolute_error_mas is not None)
+    metadata["catalogues tried"] = as_table(tries_of(home, [o.association for o in outcomes]))
+    metadata["measured alignment"] = as_table(measured_rows(home, [o.association for o in outcomes]))
     metadata["associations table"] = as_table([vars(o) | {"near": "; ".join(o.near)} for o in outcomes])
     # what was held back is what a person looks for
     for outcome in sorted(outcomes, key=lambda o: o.status == "accepted")[:PLOTS_SHOWN]:
@@ -202,6 +182,40 @@ def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if plot.exists():
             metadata[f"alignment {outcome.association.rsplit('_', 1)[-1]}"] = picture(plot, outcome.association)
     return metadata
+
+
+def tries_of(home: Home, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The catalogues that associations were tried with: how many sources each had, which was used, and why."""
+    rows = []
+    for name in names:
+        stored = home.database.reduction(name)
+        for a in stored.attempts if stored else ():
+            rows.append({"association": name, **a, "used": "yes" if a["used"] else "no"})
+    return rows
+
+
+def measured_rows(home: Home, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The independent measurement of each association, in mas and in pixels."""
+    rows = []
+    for name in names:
+        stored = home.database.reduction(name)
+        offset = stored.measurement.absolute if stored and stored.measurement else None
+        if offset is None:
+            continue
+        row: dict[str, Any] = {"association": name, "reference": offset.reference, "matches": offset.n}
+        if offset.dra is None or offset.ddec is None:
+            rows.append(row | {"cause": offset.text})
+            continue
+        row |= {
+            "east [mas]": round(offset.dra, 2), "north [mas]": round(offset.ddec, 2),
+            "east [px]": round(offset.dra / offset.pixel_scale_mas, 4),
+            "north [px]": round(offset.ddec / offset.pixel_scale_mas, 4),
+            "predicted error [mas]": round(max(offset.err_ra or 0.0, offset.err_dec or 0.0), 2),
+            "scatter [mas]": round(max(offset.scatter_ra or 0.0, offset.scatter_dec or 0.0), 1),
+            "rotation [deg]": round(offset.rotation_deg or 0.0, 5),
+        }  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 @dg.graph_asset(
@@ -214,8 +228,10 @@ def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def astrometric_reference(associations: Any) -> Any:
     """The field's own reference catalogue, from its first preferred filter."""
     first = plan_reference(associations).map(reduce_reference).collect()
-    second = plan_overlapping(first).map(reduce_overlapping).collect()
-    return publish_reference(first, second)
+    second = plan_second_attempts(first).map(retry_reference).collect()
+    other = plan_second_choice(second).map(reduce_other_choice).collect()
+    last = plan_last_choice(other).map(reduce_other_choice).collect()
+    return publish_reference(tie_frame(first, second, other, last))
 
 
 # --- checks -----------------------------------------------------------------------------------
@@ -228,7 +244,7 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     leaking = [v.association for v in accepted if any(c.passed is False for c in v.of(gate))]
     failing = [v.association for v in verdicts.values() if any(c.passed is False for c in v.of(gate))]
     numbers = [c for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.limit]
-    upper = [c for c in numbers if c.unit != "matches"]
+    upper = [c for c in numbers if not c.at_least]
     counts = [c.value or 0.0 for c in numbers if c.unit == "matches"]
     # where nothing can stand, the gate that failed says so; without any number (no data at all) the last gate does
     blamed = bool(failing) or (

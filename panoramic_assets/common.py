@@ -80,8 +80,8 @@ def criteria_rows(verdicts: Iterable[Verdict], gate: str) -> list[dict[str, Any]
         {
             "association": v.association,
             "criterion": c.name,
-            "value": c.value,
-            "limit": c.limit,
+            "value": None if c.value is None else float(f"{c.value:.4g}"),
+            "limit": None if c.limit is None else float(f"{c.limit:.4g}"),
             "unit": c.unit,
             "result": _word(c),
             "note": c.note,

@@ -6,7 +6,9 @@ changes something.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from astropy.time import Time
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
@@ -18,7 +20,7 @@ from panoramic_assets.common import verdicts_of
 from panoramic_assets.ingest import mjd
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
-from panoramic_assets.reducing import association_folder
+from panoramic_assets.reducing import association_folder, outcome_of
 from panoramic_assets.running import AT_WORK
 from panoramic_assets.visits import standing_filters
 from resources.home import Home
@@ -51,16 +53,14 @@ def association_numbers(home: Home, name: str) -> dict[str, str]:
     numbers = {"rms": "", "reference": "", "n": "", "error": ""}
     if stored is None:
         return numbers
-    result = stored[1]
-    matched = [max(f.rms_x, f.rms_y) for f in result.relative if f.role == "matched"]
-    if matched:
-        numbers["rms"] = f"{max(matched):.3f}"
-    if result.absolute is not None and result.absolute.n > 0:
-        fit = result.absolute
+    outcome = outcome_of(home.database.association(name), stored)
+    if outcome.worst_rms_px is not None:
+        numbers["rms"] = f"{outcome.worst_rms_px:.3f}"
+    if outcome.absolute_error_mas is not None:
         numbers |= {
-            "reference": fit.reference,
-            "n": str(fit.n),
-            "error": f"{fit.rms * fit.pixel_scale_mas / fit.n**0.5:.1f}",
+            "reference": outcome.reference,
+            "n": str(outcome.absolute_n),
+            "error": f"{outcome.absolute_error_mas:.1f}",
         }
     return numbers
 
@@ -70,6 +70,9 @@ def explain_field(home: Home, name: str) -> list[str]:
     lines = [f"{name}: {len(home.database.mosaics(name))} mosaics"]
     for missing, why in sorted(completeness_of(home, name).all_missing.items()):
         lines.append(f"  missing {missing}: {why}")
+    tries: dict[str, list[Any]] = {}
+    for tried in home.database.reference_tries(name):
+        tries.setdefault(tried["assoc"], []).append(tried)
     for row in home.database.association_rows(name):
         if row["status"] == 2:
             continue
@@ -85,6 +88,7 @@ def explain_field(home: Home, name: str) -> list[str]:
         plot = home.storage.path(f"{association_folder(row['assoc_name'])}/{row['assoc_name']}_alignment.png")
         if plot.exists():
             lines.append(f"    its plot: {plot}")
+        lines += [f"    {line}" for line in tries_in_words(tries.get(row["assoc_name"], ()))]
     for name_, verdict in verdicts_of(home, [a.name for a in home.database.associations(name)]).items():
         lines += [f"  {name_}: {c.note}" for c in verdict.criteria if verdict.accepted and c.near and c.value is None]
     there = {row["filter_key"] for row in home.database.mosaics(name)}
@@ -96,6 +100,16 @@ def explain_field(home: Home, name: str) -> list[str]:
             lines.append(f"  {mosaic['filter_key']}: {note}")
     lines += _failed_checks(name)
     return lines if len(lines) > 1 else [*lines, "  nothing is missing and nothing is held back"]
+
+
+def tries_in_words(tries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line for each catalogue that an association was tried with, or could not be."""
+    lines = []
+    for one in tries:
+        what = f"{one['attempt']} attempt with {one['catalog']}" if one["attempt"] else f"passed over {one['catalog']}"
+        number = "" if one["n_sources"] is None else f" ({one['n_sources']} sources)"
+        lines.append(f"{what}{number}: {one['outcome']}")
+    return lines
 
 
 def _failed_checks(name: str) -> list[str]:

@@ -18,11 +18,14 @@ from panoramic.mosaic.build import MosaicInput, MosaicResult, build_mosaic, meas
 from panoramic.mosaic.grid import Channel, FieldGrid
 from panoramic.provenance import digest_of, record
 from panoramic.reduction.base import ReferenceSources
-from panoramic_assets.astrometry import members_of, published_reference
+from panoramic_assets.candidates import epoch_of
+from panoramic_assets.choosing import carries, members_of
 from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_of, mapping_key, picture, verifies
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
+from panoramic_assets.own_reference import published_reference
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import JULIAN_YEAR_MJD, association_folder, products_stand, publish, staging
+from panoramic_assets.reducing import association_folder
+from panoramic_assets.storing import products_stand, publish, staging
 from panoramic_assets.visits import enough, standing_filters
 from resources.database import NO_DATA
 from resources.home import Home, HomeResource
@@ -243,7 +246,7 @@ def astrometry_of(home: Home, field: str, row: Any) -> list[AstrometryMeasuremen
     catalog = Table.read(folder / f"{row['stem']}_cat.ecsv")
     members = standing_filters(home, field)[row["filter_key"]][0]
     in_mosaic = {e.association for e in MosaicResult.from_json(row["result"]).exposures}
-    reference_names = {a.name for a in members_of(home, field)}
+    reference_names = {a.name for a in members_of(home, field) if carries(home.database.reduction(a.name))}
     areas = []
     for association in (a for a in members if a.name in in_mosaic):
         stored = home.database.reduction(association.name)
@@ -270,8 +273,8 @@ def astrometry_of(home: Home, field: str, row: Any) -> list[AstrometryMeasuremen
 def _external(home: Home, members: list[Association]) -> ReferenceSources | None:
     """The first external catalogue of the survey that has sources on the mosaic."""
     outline = hull([a.footprint for a in members])
-    epoch = 2000.0 + (members[0].first.t_min - JULIAN_YEAR_MJD) / 365.25
-    for name in home.survey.reference.catalogs:
+    epoch = epoch_of(members[0])
+    for name in home.reference_catalogs.available():
         try:
             sources = home.reference_catalogs.load(name, outline, epoch, home.survey.reference.search_radius_arcsec)
         except (ReferenceCatalogUnavailableError, InputError):

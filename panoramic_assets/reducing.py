@@ -6,76 +6,44 @@ Dagster.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from astropy.table import Table
 
 from panoramic.alignment import Verdict, judge, overruled
+from panoramic.alignment_measurement import Measurement
+from panoramic.alignment_plots import draw_alignment
+from panoramic.alignment_prior import PointingKnowledge
 from panoramic.associations import Association
 from panoramic.errors import (
     ArchiveAccessError,
     CalibrationError,
+    EngineFailedError,
     ExposureFileError,
     InputError,
     NoUsableExposureError,
-    ReferenceCatalogUnavailableError,
+    ReductionError,
     ServiceError,
 )
-from panoramic.footprints import covered_fraction, inside
-from panoramic.observations import Exposure
-from panoramic.plots import plot_alignment, plot_image
-from panoramic.provenance import canonical, digest_of, record, sha256_of
-from panoramic.reduction.base import Degradation, ExposureInput, ReductionResult, ReferenceSources
+from panoramic.plots import plot_image
+from panoramic.provenance import digest_of, record
+from panoramic.reduction.base import Degradation, ExposureInput, PointingPrior, ReductionResult, ReferenceSources
+from panoramic.reduction.moving import move_products
 from panoramic.reference import sources_digest
-from resources.archive import FileRequest
-from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING
+from panoramic.verification import correction_of, knowledge_of, no_pairs
+from panoramic_assets.candidates import Candidate, Candidates, OwnReference, reference_candidates
+from panoramic_assets.inputs import calibration_references, fetch, made_of_these, templates
+from panoramic_assets.storing import products_stand, publish, staging
+from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING, StoredReduction
 from resources.home import Home
 
-STAGE_VERSION = "2"
-JULIAN_YEAR_MJD = 51544.5
+STAGE_VERSION = "3"
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class OwnReference:
-    """The survey's own sources that an association may be aligned to, and the footprints they come from."""
-
-    ra: np.ndarray
-    dec: np.ndarray
-    mag: np.ndarray
-    error_mas: np.ndarray
-    footprints: tuple[np.ndarray, ...]
-
-    @classmethod
-    def empty(cls) -> OwnReference:
-        """No source at all."""
-        nothing = np.empty(0)
-        return cls(nothing, nothing, nothing, nothing, ())
-
-
-@dataclass
-class Candidates:
-    """Reference catalogues to try, in order, and a line on each one that was looked at.
-
-    ``covering`` says that some catalogue has sources there, be they too few.
-    """
-
-    usable: list[ReferenceSources] = field(default_factory=list)
-    covering: bool = False
-    notes: list[str] = field(default_factory=list)
-    degradations: list[Degradation] = field(default_factory=list)
-
-    @property
-    def why_none(self) -> str:
-        """Why no catalogue could be used; empty where one can."""
-        return "" if self.usable else "; ".join(self.notes) or "no catalogue covers it"
 
 
 @dataclass
@@ -94,6 +62,7 @@ class Outcome:
     n_sources: int = 0
     n_exposures: int = 0
     reference: str = ""
+    attempt: str = ""
     absolute_n: int = 0
     absolute_error_mas: float | None = None
     worst_rms_px: float | None = None
@@ -107,66 +76,67 @@ def association_folder(name: str) -> str:
     return f"{name.split('_', 1)[0]}/associations/{name}"
 
 
-def reference_candidates(home: Home, association: Association, own: OwnReference, minimum_cover: float) -> Candidates:
-    """The catalogues that can align an association: our own where it covers enough, then the external ones.
+@dataclass(frozen=True)
+class Try:
+    """One way to reduce an association: a catalogue, parameters, and what the visit's other detectors say.
 
-    A catalogue with fewer sources in the footprint than the gate asks for could never pass: it is noted and left out.
+    ``attempt`` is ``first``, ``second`` (the survey's second parameters) or ``visit``: the engine leaves the exposures
+    where the priors put them, and few matches with a reference decide what is left; of several candidates the first
+    that can be matched.
     """
-    survey, found = home.survey, Candidates()
-    outline = association.footprint
-    margin = survey.reference.search_radius_arcsec + 10.0
-    minimum = survey.limits.absolute_n
-    if own.footprints:
-        cover = covered_fraction(outline, own.footprints)
-        sources = _own_sources(own, outline, margin)
-        within = int(inside(own.ra, own.dec, outline).sum())  # those beside it tie nothing
-        if cover >= minimum_cover and within >= minimum:
-            found.usable.append(sources)
-            found.notes.append(f"own: {len(sources)} sources, covers {cover:.0%}")
-        else:
-            why = (
-                f"our own reference covers {cover:.0%} with {within} sources, "
-                f"less than {minimum_cover:.0%} or {minimum}"
-            )
-            found.notes.append(why)
-            found.degradations.append(Degradation(association.name, "own_reference", why))
-    epoch = 2000.0 + (association.first.t_min - JULIAN_YEAR_MJD) / 365.25
-    for name in survey.reference.catalogs:
-        try:
-            external = home.reference_catalogs.load(name, outline, epoch, margin)
-        except (ReferenceCatalogUnavailableError, InputError) as error:
-            found.notes.append(f"{name}: {error}")
-            found.degradations.append(Degradation(association.name, f"reference_catalog_{name}", str(error)))
-            continue
-        if external is None:
-            found.notes.append(f"{name}: not available here")
-            continue
-        found.covering = True
-        if len(external) < minimum:
-            found.notes.append(f"{name}: {len(external)} sources, fewer than {minimum}")
-        else:
-            found.usable.append(external)
-            found.notes.append(f"{name}: {len(external)} sources")
-    found.covering |= bool(found.usable)
-    return found
+
+    attempt: Literal["first", "second", "visit"]
+    candidates: tuple[Candidate, ...]
+    parameters: Mapping[str, Any]
+    priors: tuple[PointingPrior, ...] = ()
+
+    def row(self, made: Made | None, verdict: Verdict) -> dict[str, Any]:
+        """The try as a row of the table of tries."""
+        used = made.candidate if made else next(iter(self.candidates), None)
+        return {
+            "attempt": self.attempt,
+            "catalog": used.sources.name if used else "none",
+            "origin": used.origin[:160] if used else "",
+            "n_sources": len(used.sources) if used else 0,
+            "used": verdict.accepted,
+            "outcome": verdict.cause or "accepted",
+        }
 
 
-def _own_sources(own: OwnReference, outline: np.ndarray, margin_arcsec: float) -> ReferenceSources:
-    keep = inside(own.ra, own.dec, outline, margin_arcsec)
-    return ReferenceSources("own", own.ra[keep], own.dec[keep], own.mag[keep], own.error_mas[keep], kind="own")
+@dataclass(frozen=True)
+class Made:
+    """What a try made, in its folder: the result, its measurement and the pairs behind it, the catalogue of both."""
+
+    candidate: Candidate | None
+    result: ReductionResult
+    measurement: Measurement | None
+    pairs: Table | None
 
 
 def reduce_association(
-    home: Home, association: Association, own: OwnReference, minimum_cover: float, log: Log, verify: bool = False
+    home: Home,
+    association: Association,
+    own: OwnReference,
+    minimum_cover: float,
+    log: Log,
+    *,
+    verify: bool = False,
+    priors: Sequence[PointingPrior] | None = None,
 ) -> Outcome:
-    """Reduce an association, or find that the stored result still stands; judge and store it.
+    """Reduce an association, or find that the stored result still stands; measure, judge and store it.
 
-    Catalogues are tried in order until the verdict accepts; a result that fails for another reason than the absolute
-    alignment is not tried again.
+    The first attempt tries the catalogues in order until the verdict accepts. The second one is for what was held back:
+    the survey's second parameters with each catalogue again, from where ``priors`` put the exposures, then few
+    reference sources together with the priors.
+
+    Parameters
+    ----------
+    own, minimum_cover : our own reference, and the least fraction of the association that it must cover.
+    verify : all bytes of stored products are read before they are taken as they are.
+    priors : None for the first attempt; what the visit's other detectors say (may be nothing) for the second one.
     """
     survey, name = home.survey, association.name
     candidates = reference_candidates(home, association, own, minimum_cover)
-    engine = home.engine(association)
     stored = home.database.reduction(name)
     try:
         inputs = fetch(home, association.exposures, log)
@@ -176,53 +146,45 @@ def reduce_association(
             raise
         log(f"{name}: {error}; the result of these very data stands")
         return _reuse(home, association, stored, candidates, log)
-    _, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
+    engine_name, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
+    second = survey.reduction.second_attempt
     fingerprint = digest_of(
         {
             "stage": f"reduction {STAGE_VERSION}",
-            "engine": [engine.name, engine.version, parameters, list(survey.services_off)],
+            "engine": [engine_name, home.engine(association).version, parameters, list(survey.services_off)],
             "exposures": {e.dataset: e.checksum or e.file_id for e in association.exposures},
             "calibration": sorted(references.items()),
             "templates": templates(home, association.detector),
-            "references": [sources_digest(s) for s in candidates.usable],
+            "references": [sources_digest(c.sources) for c in candidates.usable],
         }
     )
-    if stored and stored[0] == fingerprint and products_stand(home, name, verify):
+    second_fingerprint = "" if priors is None else digest_of([second.model_dump(), [asdict(p) for p in priors]])
+    current = stored is not None and stored.fingerprint == fingerprint and products_stand(home, name, verify)
+    if stored is not None and current and (priors is None or stored.second_fingerprint == second_fingerprint):
         return _reuse(home, association, stored, candidates, log)
+    if stored is None or not current or priors is None:
+        attempts, second_fingerprint = candidates.rows(), ""
+        tries = [Try("first", (c,), parameters) for c in candidates.usable] or [Try("first", (), parameters)]
+    else:
+        attempts = [a for a in stored.attempts if a["attempt"] not in ("second", "visit")]
+        tries = second_tries(home, engine_name, parameters, candidates, tuple(priors))
+        if not tries:
+            return _reuse(home, association, stored, candidates, log)
     home.database.set_status(name, RUNNING)
     home.storage.require_room(150_000_000 * (2 + len(inputs)))
     exposures = tuple(ExposureInput(dataset, path) for dataset, path in inputs.items())
-    folder = staging(home, association_folder(association.name))
-    attempts: list[dict[str, Any]] = []
+    folder = staging(home, association_folder(name))
     try:
-        tries: list[ReferenceSources | None] = [*candidates.usable] or [None]
-        for reference in tries:
-            shutil.rmtree(folder, ignore_errors=True)
-            log(
-                f"{name}: {engine.name} on {len(exposures)} exposures, "
-                f"reference {reference.name if reference else 'none'}"
-            )
-            result = engine.reduce(name, exposures, reference, (), folder)
-            verdict = judge(
-                result,
-                association.detector,
-                survey.limits,
-                survey.reference.absolute_alignment,
-                candidates.covering,
-                candidates.why_none,
-            )
-            verdict = overruled(verdict, home.database.judgement(association))
-            attempts.append(
-                {"reference": reference.name if reference else "", "status": verdict.status, "cause": verdict.cause}
-            )
-            log(f"{name}: {verdict.status} {verdict.cause}")
-            if verdict.accepted or any(c.passed is False for c in verdict.of("relative_alignment")):
-                break
-        if len(attempts) > 1:
-            first = f"{attempts[0]['reference']}: {attempts[0]['cause']}"
+        ended = _try_all(home, association, exposures, candidates, tries, attempts, folder, log)
+        if ended is None:
+            return _kept_first(home, association, attempts, second_fingerprint, log)
+        made, verdict, chosen = ended
+        failures = [a for a in attempts if a["attempt"] and not a["used"]]
+        if failures:
+            first = f"{failures[0]['catalog']}: {failures[0]['outcome']}"
             candidates.degradations.append(Degradation(name, "reference_catalog", first))
-        result = dataclasses.replace(result, degradations=(*result.degradations, *candidates.degradations))
-        _draw(folder, result, verdict, reference, candidates.notes)
+        result = replace(made.result, degradations=(*made.result.degradations, *candidates.degradations))
+        reference = made.candidate.sources if made.candidate else None
         provenance = record(
             survey=survey.name,
             survey_digest=survey.digest,
@@ -230,68 +192,149 @@ def reduce_association(
             inputs={e.dataset: e.checksum for e in association.exposures},
             crds_context=home.calibration.setup().crds_context,
             references=references,
-            reference_catalog=f"{reference.name} {sources_digest(reference)}" if reference else "",
-            checks={"verdict": verdict.status, "cause": verdict.cause},
+            reference_catalog=_named(reference, own) if reference else "",
+            checks={"verdict": verdict.status, "cause": verdict.cause, "attempt": chosen.attempt},
         )
-        products = publish(home, folder, association_folder(association.name), fingerprint, provenance)
+        kept = StoredReduction(fingerprint, result, verdict, attempts, made.measurement, second_fingerprint)
+        store(home, association, folder, kept, made.pairs, provenance)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    home.database.put_reduction(association, fingerprint, result, verdict, attempts, products)
-    return _outcome(association, result, verdict)
+    return outcome_of(association, kept)
 
 
-def staging(home: Home, key: str) -> Path:
-    """The folder beside a product's place in which it is made: a killed run's leftover is found there and removed."""
-    place = home.storage.path(key)
-    return place.with_name(f".staged-{place.name}")
+def second_tries(
+    home: Home,
+    engine_name: str,
+    parameters: Mapping[str, Any],
+    candidates: Candidates,
+    priors: tuple[PointingPrior, ...],
+) -> list[Try]:
+    """What is tried with an association that failed: wider and brighter, then together with its visit."""
+    second = home.survey.reduction.second_attempt
+    tries: list[Try] = []
+    if second.enabled:
+        wider = home.second_parameters(engine_name, parameters, second)
+        tries += [Try("second", (c,), wider, priors) for c in candidates.usable]
+    catalogs = (*candidates.usable, *candidates.sparse)
+    if priors and catalogs:
+        tries.append(Try("visit", catalogs, parameters, priors))
+    return tries
 
 
-def fetch(home: Home, exposures: Sequence[Exposure], log: Log) -> dict[str, Path]:
-    """The exposures' verified rate files by dataset, several at once where they must be fetched."""
+def _try_all(
+    home: Home,
+    association: Association,
+    exposures: tuple[ExposureInput, ...],
+    candidates: Candidates,
+    tries: Sequence[Try],
+    attempts: list[dict[str, Any]],
+    folder: Path,
+    log: Log,
+) -> tuple[Made, Verdict, Try] | None:
+    """Go through the tries until one is accepted; what the last one made is in the folder.
 
-    def tell(name: str, so_far: int, total: int | None) -> None:
-        log(f"{name}: {so_far / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{name}: {so_far / 1e6:.0f} MB")
+    A first attempt that fails for another reason than the absolute alignment is not tried with the next catalogue. An
+    engine that breaks down over a second attempt leaves the first one's result: None where nothing else was made.
+    """
+    name, limits = association.name, home.survey.limits
+    judgement = home.database.judgement(association)
+    ended: tuple[Made, Verdict, Try] | None = None
+    for one in tries:
+        shutil.rmtree(folder, ignore_errors=True)
+        catalogs = ", ".join(c.sources.name for c in one.candidates) or "none"
+        log(f"{name}: {one.attempt} attempt on {len(exposures)} exposures, reference {catalogs}")
+        try:
+            made = _make(home, association, exposures, one, folder)
+        except ReductionError as error:
+            if one.attempt == "first":
+                raise
+            ended = None
+            attempts.append(one.row(None, Verdict(name, "held_back", (), f"{type(error).__name__}: {error}")))
+            log(f"{name}: the {one.attempt} attempt broke down: {error}")
+            continue
+        verdict = judge(
+            made.result, association.detector, limits, home.survey.reference.absolute_alignment,
+            candidates.covering, candidates.why_none, made.measurement,
+        )  # fmt: skip
+        verdict = overruled(verdict, judgement)
+        attempts.append(one.row(made, verdict))
+        ended = made, verdict, one
+        log(f"{name}: {verdict.status} {verdict.cause}")
+        failed_between = any(c.passed is False for c in verdict.of("relative_alignment"))
+        if verdict.accepted or (failed_between and one.attempt == "first"):
+            break
+    return ended
 
-    paths = home.archive.fetch_many([file_request(e) for e in exposures], tell)
-    return {e.dataset: paths[e.rate_filename] for e in exposures}
+
+def _make(home: Home, association: Association, exposures: tuple[ExposureInput, ...], one: Try, folder: Path) -> Made:
+    """Let the engine work and measure what it made; with few reference sources, move it by what was measured."""
+    engine = home.engine(association, one.parameters)
+    first = next(iter(one.candidates), None)
+    given = first.sources if first and one.attempt != "visit" else None
+    result = engine.reduce(association.name, exposures, given, one.priors, folder)
+    if one.attempt != "visit":
+        return _measured(home, folder, result, first)
+    for candidate in one.candidates:
+        made = _measured(home, folder, result, candidate, knowledge_of(one.priors))
+        offset = made.measurement.absolute if made.measurement else None
+        if offset is not None and offset.measured:
+            correction = correction_of(offset)
+            moved = move_products(folder, result, correction)
+            return _measured(home, folder, moved, candidate, knowledge_of(one.priors, correction))
+    return made
 
 
-def file_request(exposure: Exposure) -> FileRequest:
-    """What is asked of the archive; size and checksum are its row's where they belong to that very file."""
-    own_row = exposure.filename == exposure.rate_filename
-    return FileRequest(
-        exposure.rate_filename,
-        exposure.size or None if own_row else None,
-        exposure.checksum or None if own_row else None,
-        exposure.cal_ver or None,
-        exposure.file_id or None,
+def _measured(
+    home: Home,
+    folder: Path,
+    result: ReductionResult,
+    candidate: Candidate | None,
+    knowledge: PointingKnowledge | None = None,
+) -> Made:
+    """The result with the independent measurement of its products; there is none where no exposure came out."""
+    if not result.exposures:
+        return Made(candidate, result, None, None)
+    measurement, pairs = home.measure_alignment(
+        result.association,
+        {e.dataset: folder / e.filename for e in result.exposures},
+        candidate.sources if candidate else None,
+        knowledge,
+        {e.dataset: e.pointing for e in result.exposures},
     )
+    return Made(candidate, result, measurement, pairs)
 
 
-def calibration_references(home: Home, paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each reference file that CRDS selects for any of the exposures, by ``type name``."""
-    from astropy.io import fits
-
-    headers = [dict(fits.getheader(path)) for path in paths]
-    return {
-        f"{kind} {file.name}": file.sha256
-        for selected in home.calibration.selected_references_of(headers)
-        for kind, file in sorted(selected.items())
-    }
-
-
-def made_of_these(home: Home, association: Association) -> bool:
-    """Whether the stored result was made from the very data that the association has now."""
-    made_of = [p["provenance"]["inputs"] for p in home.database.products(association.name)]
-    return bool(made_of) and made_of[0] == {e.dataset: e.checksum for e in association.exposures}
+def store(
+    home: Home,
+    association: Association,
+    folder: Path,
+    kept: StoredReduction,
+    pairs: Table | None,
+    provenance: dict[str, Any],
+) -> None:
+    """Draw what was measured, move the folder into its place and keep the story in the database."""
+    draw(folder, kept, pairs)
+    products = publish(home, folder, association_folder(association.name), kept.fingerprint, provenance)
+    home.database.put_reduction(association, kept, products)
 
 
-def templates(home: Home, detector: str) -> list[tuple[str, int]]:
-    """Name and size of the engine's own templates for a detector: supplying one makes results stale."""
-    folder = home.archive.grizli_folder
-    if folder is None:
-        return []
-    return sorted((p.name, p.stat().st_size) for p in folder.rglob("*.fits*") if detector.lower() in p.name.lower())
+def _kept_first(
+    home: Home, association: Association, attempts: list[dict[str, Any]], second_fingerprint: str, log: Log
+) -> Outcome:
+    """No second attempt made anything: the first one's result stands as it was, and what was tried is kept."""
+    home.database.put_attempts(association.name, attempts, second_fingerprint)
+    stored = home.database.reduction(association.name)
+    if stored is None:
+        raise EngineFailedError(f"{association.name}: {attempts[-1]['outcome']}")
+    home.database.set_status(association.name, ALIGNMENT_FAILED, stored.verdict.cause)
+    log(f"{association.name}: no second attempt made anything; the first one's result stands")
+    return outcome_of(association, stored)
+
+
+def _named(reference: ReferenceSources, own: OwnReference) -> str:
+    """A reference as provenance names it: with the digest of its sources, our own with its version."""
+    version = f" version {own.version}" if reference.kind == "own" else ""
+    return f"{reference.name}{version} {sources_digest(reference)}"
 
 
 def without_data(home: Home, association: Association, error: Exception) -> Outcome:
@@ -308,74 +351,38 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, InputError | NoUsableExposureError | ArchiveAccessError | CalibrationError)
 
 
-def publish(home: Home, folder: Path, key: str, fingerprint: str, provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Move a finished folder into its place; returns the rows of its products."""
-    (folder / "provenance.json").write_text(canonical(provenance) + "\n")
-    digests = {p.name: sha256_of(p) for p in sorted(folder.iterdir())}
-    home.storage.publish_folder(folder, key)
-    rows = []
-    for filename, digest in digests.items():
-        status = home.storage.path(f"{key}/{filename}").stat()
-        rows.append(
-            {
-                "path": f"{key}/{filename}",
-                "kind": _kind(filename),
-                "checksum": digest,
-                "size": status.st_size,
-                "mtime_ns": str(status.st_mtime_ns),
-                "fingerprint": fingerprint,
-                "provenance": provenance,
-            }
-        )
-    return rows
-
-
-def products_stand(home: Home, owner: str, verify: bool = False) -> bool:
-    """Whether every product of an association or mosaic is there as it was stored.
-
-    Size and mtime are compared; with ``verify`` (or where only the mtime differs) all bytes are read.
-    """
-    rows = home.database.products(owner)
-    for row in rows:
-        path = home.storage.path(row["path"])
-        if not path.is_file() or path.stat().st_size != row["size"]:
-            return False
-        if (verify or str(path.stat().st_mtime_ns) != row["mtime_ns"]) and sha256_of(path) != row["checksum"]:
-            return False
-    return bool(rows)
-
-
-def _kind(filename: str) -> str:
-    for ending, kind in (
-        ("_rate.fits", "calibrated exposure"), ("_sci.fits", "science image"), ("_wht.fits", "weight map"),
-        ("_exp.fits", "exposure-time map"), (".cat.ecsv", "catalogue"), ("_cat.ecsv", "catalogue"),
-        (".log", "log"), (".png", "picture"), (".json", "provenance"),
-    ):  # fmt: skip
-        if filename.endswith(ending):
-            return kind
-    return "other"
-
-
-def _reuse(home: Home, association: Association, stored: tuple[Any, ...], candidates: Candidates, log: Log) -> Outcome:
+def _reuse(home: Home, association: Association, stored: StoredReduction, candidates: Candidates, log: Log) -> Outcome:
     """The stored result stands; only the verdict is made again, because limits may have changed."""
-    _, result, old, _ = stored
     survey = home.survey
     rule = survey.reference.absolute_alignment
-    verdict = judge(result, association.detector, survey.limits, rule, candidates.covering, candidates.why_none)
+    verdict = judge(
+        stored.result, association.detector, survey.limits, rule, candidates.covering, candidates.why_none,
+        stored.measurement,
+    )  # fmt: skip
     verdict = overruled(verdict, home.database.judgement(association))
-    if verdict != old:
+    if verdict != stored.verdict:
         home.database.put_verdict(verdict)
     else:
         home.database.set_status(association.name, DONE if verdict.accepted else ALIGNMENT_FAILED, verdict.cause)
     log(f"{association.name}: nothing changed, result of an earlier run stands ({verdict.status})")
-    outcome = _outcome(association, result, verdict)
+    outcome = outcome_of(association, stored._replace(verdict=verdict))
     outcome.reused, outcome.cpu_seconds, outcome.wall_seconds = True, 0.0, 0.0
     return outcome
 
 
-def _outcome(association: Association, result: ReductionResult, verdict: Verdict) -> Outcome:
+def outcome_of(association: Association, kept: StoredReduction) -> Outcome:
+    """What a step tells of a stored reduction."""
+    result, verdict, measurement = kept.result, kept.verdict, kept.measurement
     fit = result.absolute
+    n, error, reference = 0, None, fit.reference if fit else ""
+    if measurement is not None and measurement.absolute is not None:
+        offset = measurement.absolute
+        n, reference = offset.n, measurement.reference
+        error = max(offset.err_ra or 0.0, offset.err_dec or 0.0) if offset.measured else None
+    elif fit and fit.n:
+        n, error = fit.n, fit.rms * fit.pixel_scale_mas / fit.n**0.5
     rms = [max(f.rms_x, f.rms_y) for f in result.relative if f.role == "matched"]
+    tried = [a["attempt"] for a in kept.attempts if a["attempt"]]
     return Outcome(
         association=association.name,
         filter_key=association.filter_key,
@@ -384,9 +391,10 @@ def _outcome(association: Association, result: ReductionResult, verdict: Verdict
         near=[str(c) for c in verdict.near],
         n_sources=result.n_sources,
         n_exposures=len(result.exposures),
-        reference=fit.reference if fit else "",
-        absolute_n=fit.n if fit else 0,
-        absolute_error_mas=fit.rms * fit.pixel_scale_mas / fit.n**0.5 if fit and fit.n else None,
+        reference=reference,
+        attempt=tried[-1] if tried else "",
+        absolute_n=n,
+        absolute_error_mas=error,
         worst_rms_px=max(rms) if rms else None,
         cpu_seconds=result.cpu_seconds,
         wall_seconds=result.wall_seconds,
@@ -394,17 +402,17 @@ def _outcome(association: Association, result: ReductionResult, verdict: Verdict
     )
 
 
-def _draw(
-    folder: Path, result: ReductionResult, verdict: Verdict, reference: ReferenceSources | None, notes: Sequence[str]
-) -> None:
-    """Add the alignment plot and a small picture of the image to the products."""
-    sources = np.empty((0, 2))
-    if result.catalog:
-        table = Table.read(folder / result.catalog)
-        sources = np.column_stack([table["ra"], table["dec"]])
-    against = np.column_stack([reference.ra, reference.dec]) if reference else np.empty((0, 2))
-    name = reference.name if reference else "no reference"
-    plot_alignment(folder / f"{result.association}_alignment.png", verdict, sources, against, name, notes)
+def draw(folder: Path, kept: StoredReduction, pairs: Table | None) -> None:
+    """Add the pairs, the alignment plot and a small picture of the image to the products."""
+    result = kept.result
+    pairs = no_pairs() if pairs is None else pairs
+    if len(pairs):
+        pairs.write(folder / f"{result.association}_pairs.ecsv", format="ascii.ecsv", overwrite=True)
+    notes = [
+        " ".join(str(a[c]) for c in ("attempt", "catalog", "origin") if a[c]) + f": {a['outcome']}"
+        for a in kept.attempts
+    ]
+    draw_alignment(folder / f"{result.association}_alignment.png", kept.verdict, kept.measurement, pairs, notes)
     if result.image:
         from astropy.io import fits
 

@@ -1,25 +1,30 @@
 """`preprocessed_visits`: every association of a field calibrated and aligned to the field's own reference."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from panoramic.alignment_field_plots import draw_alignment_field
 from panoramic.associations import Association
 from panoramic.provenance import digest_of
 from panoramic_assets.associations import write_table
 from panoramic_assets.astrometry import (
     gate_answer,
     held_back_answer,
-    members_of,
+    mapped,
     outcome_metadata,
-    published_reference,
     reduce_step,
 )
-from panoramic_assets.common import RETRY, answer, field_of, mapping_key, verdicts_of
+from panoramic_assets.choosing import held_back_in, members_of
+from panoramic_assets.common import RETRY, answer, field_of, picture, verdicts_of
+from panoramic_assets.inputs import made_of_these
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
+from panoramic_assets.own_reference import published_reference
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import Outcome, association_folder, made_of_these
+from panoramic_assets.reducing import Outcome, association_folder
 from resources.home import Home, HomeResource
 
 
@@ -55,9 +60,7 @@ def plan_visits(context: dg.OpExecutionContext, home: HomeResource) -> Any:
     """Every association that is not a reference itself."""
     house, field = home.open(), field_of(context)
     reference = {a.name for a in members_of(house, field)}
-    for association in house.database.associations(field):
-        if association.name not in reference:
-            yield dg.DynamicOutput(association.name, mapping_key=mapping_key(association.name))
+    yield from mapped([a for a in house.database.associations(field) if a.name not in reference])
 
 
 @dg.op(retry_policy=RETRY)
@@ -68,14 +71,37 @@ def reduce_visit(context: dg.OpExecutionContext, home: HomeResource, association
     return reduce_step(context, house, association, own, house.survey.reference.minimum_cover)
 
 
+@dg.op(out=dg.DynamicOut(str))
+def plan_second_visits(context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome]) -> Any:
+    """Those that can't stand alone, now that other detectors of their visit are aligned."""
+    house = home.open()
+    names = {outcome.association for outcome in first if outcome.status != "no_data"}
+    yield from mapped(
+        held_back_in(house, [a for a in house.database.associations(field_of(context)) if a.name in names])
+    )
+
+
+@dg.op(retry_policy=RETRY)
+def retry_visit(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
+    """Reduce one association again, by the survey's second parameters and with the help of its visit."""
+    house = home.open()
+    own = published_reference(house, field_of(context))
+    return reduce_step(context, house, association, own, house.survey.reference.minimum_cover, ["second"])
+
+
 @dg.op
-def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: list[Outcome]) -> dg.Output[str]:
+def gather_visits(
+    context: dg.OpExecutionContext, home: HomeResource, first: list[Outcome], second: list[Outcome]
+) -> dg.Output[str]:
     """Sum up the field's associations, the reference's own included."""
     house, field = home.open(), field_of(context)
+    later = {o.association: o for o in second}
+    outcomes = [later.get(o.association, o) for o in first]
     names = [a.name for a in house.database.associations(field)]
     fingerprints = {n: s[0] for n in names if (s := house.database.reduction(n)) is not None}
     verdicts = {n: v.status for n, v in verdicts_of(house, names).items()}
     metadata = outcome_metadata(house, outcomes)
+    metadata["alignment of the field"] = picture(draw_field(house, field, names), f"alignment of {field}")
     metadata["table of associations"] = dg.MetadataValue.path(write_table(house, field))
     metadata["taken from the reference as they are"] = len(names) - len(outcomes)
     metadata["degradations"] = len(house.database.field_degradations(field))
@@ -91,7 +117,19 @@ def gather_visits(context: dg.OpExecutionContext, home: HomeResource, outcomes: 
 )
 def preprocessed_visits(astrometric_reference: Any) -> Any:
     """All associations of the field, calibrated and aligned."""
-    return gather_visits(plan_visits(astrometric_reference).map(reduce_visit).collect())
+    first = plan_visits(astrometric_reference).map(reduce_visit).collect()
+    return gather_visits(first, plan_second_visits(first).map(retry_visit).collect())
+
+
+def draw_field(home: Home, field: str, names: Sequence[str]) -> Path:
+    """The field's picture of all alignments, in its folder."""
+    stored = [home.database.reduction(name) for name in names]
+    path = home.storage.path(f"{field}/{field}_alignment.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".staged-{path.name}")
+    draw_alignment_field(temporary, field, [s.measurement for s in stored if s and s.measurement])
+    temporary.replace(path)
+    return path
 
 
 # --- checks -----------------------------------------------------------------------------------

@@ -15,23 +15,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from dagster import ConfigurableResource, EnvVar
 
 from panoramic.associations import Association
 from panoramic.errors import InputError
-from panoramic.reduction.base import Reduction
-from panoramic.survey import FolderArchive, ReductionRules, ReferenceRules, SimulatedArchive, Survey
+from panoramic.reduction.base import Pointing, Reduction, ReferenceSources
+from panoramic.survey import FolderArchive, ReductionRules, ReferenceRules, SecondAttempt, SimulatedArchive, Survey
 from resources.archive import Archive, make_archive
 from resources.calibration import Calibration
+from resources.catalogs.services import CatalogServices
 from resources.database import Database
-from resources.reference_catalogs import FolderReferenceCatalogs
+from resources.reference_catalogs import FolderReferenceCatalogs, SurveyReferenceCatalogs
 from resources.storage import LocalStorage, field_lock
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from panoramic.alignment_measurement import Measurement
+    from panoramic.alignment_prior import PointingKnowledge
 
 SIMULATED_SURVEY = Path(__file__).resolve().parent.parent / "surveys" / "simulated.yaml"
 
@@ -134,22 +142,26 @@ class Home:
         )
 
     @cached_property
-    def reference_catalogs(self) -> FolderReferenceCatalogs:
-        """External reference catalogues, in the survey's order."""
-        return FolderReferenceCatalogs(self.archive.reference_catalog_folder, self.survey.reference.catalogs)
+    def reference_catalogs(self) -> SurveyReferenceCatalogs:
+        """External reference catalogues, in the survey's order: files, the archive's folder, services."""
+        rules = self.survey.reference
+        asks = self.survey.archive.kind == "mast" if rules.services is None else rules.services
+        services = CatalogServices(self.path / "cache" / "reference_catalogs") if asks else None
+        folder = FolderReferenceCatalogs(self.archive.reference_catalog_folder, rules.catalogs)
+        return SurveyReferenceCatalogs(rules, folder, services)
 
-    def engine(self, association: Association) -> Reduction:
-        """The reduction engine that the survey file names for this association."""
+    def engine(self, association: Association, parameters: Mapping[str, Any] | None = None) -> Reduction:
+        """The reduction engine that the survey file names for this association, with other parameters where given."""
         from panoramic.reduction.grizli import GrizliReduction
 
         survey = self.survey
-        name, parameters = survey.reduction.settings_for(association.name, association.field, association.first.element)
+        name, own = survey.reduction.settings_for(association.name, association.field, association.first.element)
         if name != "grizli":
             raise InputError(f"reduction engine {name!r} is not known; use grizli")
         engine: Reduction = GrizliReduction(
             self.calibration.setup(),
             self.work,
-            parameters,
+            own if parameters is None else parameters,
             timeout_s=survey.reduction.timeout_s,
             services_off=survey.services_off,
         )
@@ -158,6 +170,30 @@ class Home:
 
             engine = with_declared_faults(engine, survey.archive.simulation)
         return engine
+
+    def second_parameters(self, engine: str, first: Mapping[str, Any], second: SecondAttempt) -> dict[str, Any]:
+        """What an engine is told in the second attempt."""
+        from panoramic.reduction.grizli_parameters import second_parameters
+
+        if engine != "grizli":
+            raise InputError(f"reduction engine {engine!r} is not known; use grizli")
+        return second_parameters(first, second.parameters, second.search_radius_arcsec)
+
+    def measure_alignment(
+        self,
+        association: str,
+        files: Mapping[str, Path],
+        reference: ReferenceSources | None,
+        prior: PointingKnowledge | None = None,
+        pointings: Mapping[str, Pointing | None] | None = None,
+    ) -> tuple[Measurement, Table]:
+        """The independent measurement of an association's products, with the survey's search radius."""
+        from panoramic.verification import measure_alignment
+
+        radius = self.survey.reference.search_radius_arcsec
+        return measure_alignment(
+            association, files, reference, search_radius_arcsec=radius, prior=prior, pointings=pointings
+        )
 
 
 class HomeResource(ConfigurableResource):

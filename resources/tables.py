@@ -175,6 +175,50 @@ reductions = Table(
     Column("status", String(16), nullable=False),
     Column("attempts", JSON, nullable=False),
     Column("made", DateTime, nullable=False),
+    Column("measurement", Text, nullable=False, server_default=""),
+    Column("second_fingerprint", String(64), nullable=False, server_default=""),
+)
+
+alignment_measurements = Table(
+    "alignment_measurements",
+    metadata,
+    Column("assoc", String(96), ForeignKey("assoc_table.assoc_name"), primary_key=True),
+    Column("subject", String(96), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("reference", String(96), nullable=False),
+    Column("n_sources", Integer, nullable=False),
+    Column("n_reference", Integer, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("dra", Float),
+    Column("ddec", Float),
+    Column("err_ra", Float),
+    Column("err_dec", Float),
+    Column("scatter_ra", Float),
+    Column("scatter_dec", Float),
+    Column("rotation_deg", Float),
+    Column("rotation_err_deg", Float),
+    Column("scale_mas", Float),
+    Column("scale_err_mas", Float),
+    Column("pixel_scale_mas", Float, nullable=False),
+    Column("chance", Float),
+    Column("contrast", Float),
+    Column("cause", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("modtime", DateTime, nullable=False),
+)
+
+reference_tries = Table(
+    "reference_tries",
+    metadata,
+    Column("assoc", String(96), ForeignKey("assoc_table.assoc_name"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("attempt", String(16), nullable=False),
+    Column("catalog", String(96), nullable=False),
+    Column("origin", String(160), nullable=False),
+    Column("n_sources", Integer),
+    Column("used", Boolean, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("modtime", DateTime, nullable=False),
 )
 
 shifts_log = Table(
@@ -218,6 +262,26 @@ astrometry_reference = Table(
     Column("dec", Float, nullable=False),
     Column("mag", Float),
     Column("error_mas", Float),
+)
+
+reference_versions = Table(
+    "reference_versions",
+    metadata,
+    Column("field", String(32), ForeignKey("fields.name"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("n_sources", Integer, nullable=False),
+    Column("associations", JSON, nullable=False),
+    Column("published", DateTime, nullable=False),
+)
+
+field_frames = Table(
+    "field_frames",
+    metadata,
+    Column("field", String(32), ForeignKey("fields.name"), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("solution", Text, nullable=False),
+    Column("made", DateTime, nullable=False),
 )
 
 degradations = Table(

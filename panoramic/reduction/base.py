@@ -15,7 +15,8 @@ Every engine leaves in the association's folder:
       weight distorts star profiles); 0 where the pixel must not be used;
     - ``DQ`` uint32, JWST's bits: DO_NOT_USE (1) wherever ``WHT`` is 0, OUTLIER (16) for what differs between dithers.
 
-    The primary header keeps the archive's own keywords and gains the provenance.
+    The primary header keeps the archive's own keywords and gains the provenance, and the correction of the archive's
+    pointing (`Pointing`) where the engine tells it: PNTDRA and PNTDDEC, mas to the east and north, PNTROLL, deg.
 ``{association}_drz_sci.fits``, ``{association}_drz_wht.fits``
     The association's own drizzled image (MJy/sr) and weight ((MJy/sr)^-2).
 ``{association}.cat.ecsv``
@@ -104,6 +105,26 @@ class ReferenceSources:
 
 
 @dataclass(frozen=True)
+class Pointing:
+    """A correction of an exposure's pointing: what brings the archive's positions to the aligned ones.
+
+    A rigid rotation of the sphere: first by ``roll_deg`` about the detector's centre, then along the great circle of
+    the shift (`panoramic.pointing` has the rotation).
+
+    Parameters
+    ----------
+    ra, dec : the detector's reference point (its centre) in the archive's own pointing, deg.
+    shift_mas : (east, north) to add to the archive's positions there.
+    roll_deg : positive from north to east.
+    """
+
+    ra: float
+    dec: float
+    shift_mas: tuple[float, float]
+    roll_deg: float
+
+
+@dataclass(frozen=True)
 class PointingPrior:
     """What is known of an exposure's pointing error before the fit, from other detectors of the same exposure.
 
@@ -113,12 +134,18 @@ class PointingPrior:
     shift_mas : (east, north) to add to the header's positions.
     roll_deg : rotation about the detector's centre, positive from north to east.
     covariance : (3, 3), of (east mas, north mas, roll deg).
+    basis : ``exposure`` where other detectors of this very exposure tell, ``visit`` where only other exposures do.
+    sources : the datasets that it comes from.
+    left_out : datasets that disagreed with them, and were not used.
     """
 
     dataset: str
     shift_mas: tuple[float, float]
     roll_deg: float
     covariance: tuple[tuple[float, ...], ...]
+    basis: str = "exposure"
+    sources: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,12 +207,17 @@ class Degradation:
 
 @dataclass(frozen=True)
 class CalibratedExposure:
-    """One calibrated exposure: file name inside the association's folder, SHA-256 of its bytes, size in bytes."""
+    """One calibrated exposure: file name inside the association's folder, SHA-256 of its bytes, size in bytes.
+
+    ``pointing`` is the correction that the engine's solution means, relative to the archive's own pointing, whatever
+    prior there was; None where the engine didn't tell it.
+    """
 
     dataset: str
     filename: str
     sha256: str
     size: int
+    pointing: Pointing | None = None
 
 
 @dataclass(frozen=True)
@@ -223,11 +255,18 @@ class ReductionResult:
     def from_json(cls, text: str) -> ReductionResult:
         """Read what `to_json` wrote."""
         raw: dict[str, Any] = json.loads(text)
-        raw["exposures"] = tuple(CalibratedExposure(**e) for e in raw["exposures"])
+        raw["exposures"] = tuple(_calibrated_exposure(e) for e in raw["exposures"])
         raw["relative"] = tuple(RelativeFit(**r) for r in raw["relative"])
         raw["absolute"] = AbsoluteFit(**raw["absolute"]) if raw["absolute"] else None
         raw["degradations"] = tuple(Degradation(**d) for d in raw["degradations"])
         return cls(**raw)
+
+
+def _calibrated_exposure(raw: dict[str, Any]) -> CalibratedExposure:
+    pointing = raw.pop("pointing", None)
+    if pointing is not None:
+        pointing = Pointing(**{**pointing, "shift_mas": tuple(pointing["shift_mas"])})
+    return CalibratedExposure(**raw, pointing=pointing)
 
 
 class Reduction(Protocol):
@@ -247,7 +286,8 @@ class Reduction(Protocol):
         """Reduce ``exposures`` into the empty or absent ``folder``.
 
         The folder is filled only when everything in it has been verified; a failure leaves it absent. With
-        ``reference`` None the products stay in the telescope's frame.
+        ``reference`` None the products stay in the telescope's frame, as far as ``pointing_priors`` don't move it.
+        An exposure without a prior starts from its header's pointing, whatever priors the others have.
 
         Raises
         ------

@@ -12,7 +12,8 @@ Facts about grizli's numbers that a reader of the result needs:
 - `RelativeFit` shifts are from exposure to anchor; its RMS is the log's: deviation of the matches over the root of
   their number. With iterated alignment (not ``lean``) all exposures are matched to their own mosaic: no anchor.
 - `AbsoluteFit.rms` is per axis; ``reported_rms`` is the log's number, a median absolute deviation of radial distances.
-- Pointing priors are not used: grizli has no place for them.
+- A pointing prior moves the working copy's pointing before grizli sees it; grizli doesn't know its error, and searches
+  as far as ever. Exposures without one keep their header's pointing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from panoramic.reduction.base import (
     CalibratedExposure,
     CalibrationSetup,
     ExposureInput,
+    Pointing,
     PointingPrior,
     ReductionResult,
     ReferenceSources,
@@ -109,7 +111,7 @@ class GrizliReduction:
         association: str,
         exposures: tuple[ExposureInput, ...],
         reference: ReferenceSources | None,
-        pointing_priors: tuple[PointingPrior, ...],  # noqa: ARG002 grizli has no place for them
+        pointing_priors: tuple[PointingPrior, ...],
         folder: Path,
     ) -> ReductionResult:
         """Reduce one association; see the protocol.
@@ -137,6 +139,7 @@ class GrizliReduction:
                 calibration=self.calibration,
                 services_off=self.services_off,
                 engine_version=self.version,
+                priors=tuple(pointing_priors),
             )
             try:
                 job.write()
@@ -248,7 +251,9 @@ class _Reading:
 
     def _calibrated(self, dataset: str, name: str) -> CalibratedExposure:
         path = self.job.products / name
-        return CalibratedExposure(dataset, name, sha256_of(path), path.stat().st_size)
+        raw = self.made.get("pointings", {}).get(dataset)
+        pointing = raw and Pointing(raw["ra"], raw["dec"], (raw["shift_mas"][0], raw["shift_mas"][1]), raw["roll_deg"])
+        return CalibratedExposure(dataset, name, sha256_of(path), path.stat().st_size, pointing)
 
     def _relative(self) -> tuple[tuple[RelativeFit, ...], str | None]:
         job = self.job

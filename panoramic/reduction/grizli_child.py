@@ -66,7 +66,7 @@ def run(job: dict[str, Any], outcome: dict[str, Any]) -> None:
     outcome["stage"] = "products"
     from panoramic.reduction.grizli_products import write_products
 
-    outcome["products"] = write_products(job, recorder.weights)
+    outcome["products"] = write_products(job, recorder.weights, recorder.initial)
 
 
 # --- reference files -----------------------------------------------------------------------
@@ -102,19 +102,47 @@ def select_references(parameters: dict[str, str]) -> dict[str, str]:
 # --- grizli --------------------------------------------------------------------------------
 
 
-class WeightRecorder:
-    """Keeps the weight that grizli's last drizzle gives each exposure: its bad pixels, hot pixels and all.
+class Recorder:
+    """Keeps what grizli writes nowhere.
 
-    grizli writes them nowhere. ``weights`` maps a file name to the saved array.
+    ``weights`` maps a file name to the saved weight that grizli's last drizzle gives the exposure: its bad pixels, hot
+    pixels and all. ``initial`` maps it to the header of the WCS that the exposure has before anything is aligned.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.weights: dict[str, str] = {}
+        self.initial: dict[str, Any] = {}
         self._calls = 0
+        self._file = ""
 
-    def attach(self, utils: Any) -> None:
-        """Put itself around grizli's two functions."""
+    def attach(self, utils: Any, jwst_utils: Any) -> None:
+        """Put itself around grizli's functions."""
+        self._attach_weights(utils)
+        self._attach_wcs(jwst_utils)
+
+    def _attach_wcs(self, jwst_utils: Any) -> None:
+        """The fit of the SIP polynomial doesn't know its file; the function that calls it does."""
+        with_wcs: Callable[..., Any] = jwst_utils.img_with_wcs
+        fit: Callable[..., Any] = jwst_utils.pipeline_model_wcs_header
+
+        def img_with_wcs(input: Any, *args: Any, **kwargs: Any) -> Any:
+            self._file = Path(input).name if isinstance(input, str) else ""
+            try:
+                return with_wcs(input, *args, **kwargs)
+            finally:
+                self._file = ""
+
+        def pipeline_model_wcs_header(*args: Any, **kwargs: Any) -> Any:
+            header = fit(*args, **kwargs)
+            if self._file:
+                self.initial[self._file] = header.copy()
+            return header
+
+        jwst_utils.img_with_wcs = img_with_wcs
+        jwst_utils.pipeline_model_wcs_header = pipeline_model_wcs_header
+
+    def _attach_weights(self, utils: Any) -> None:
         import numpy as np
 
         from_visit: Callable[..., Any] = utils.drizzle_from_visit
@@ -140,10 +168,11 @@ class WeightRecorder:
         return self.folder / f"weight-{i}.npy"
 
 
-def keep_offline(services_off: list[str]) -> None:
+def keep_offline(services_off: list[str], with_prior: frozenset[str]) -> None:
     """Replace what grizli would fetch, and make loud what it swallows.
 
     Templates and flats come from the given folder only, so that a result doesn't depend on the network's mood.
+    ``with_prior`` : names of files whose pointing has been moved; it is not to be replaced by the guide star log's.
     """
     from grizli import catalog, jwst_utils, prep, utils
     from grizli.aws import db
@@ -172,6 +201,16 @@ def keep_offline(services_off: list[str]) -> None:
 
         return wrapped
 
+    def unless_moved(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(file: str, *args: Any, **kwargs: Any) -> Any:
+            if Path(file).name in with_prior:
+                line = f"pointing prior: {Path(file).name} keeps it, the guide star log is not asked"
+                utils.log_comment(utils.LOGFILE, line, verbose=True)
+                return None
+            return original(file, *args, **kwargs)
+
+        return wrapped
+
     def switched_off(name: str) -> Callable[..., Any]:
         def quiet(file: str, *_: Any, **__: Any) -> Any:
             utils.log_comment(utils.LOGFILE, f"{name}: switched off for {file}", verbose=True)
@@ -191,6 +230,7 @@ def keep_offline(services_off: list[str]) -> None:
     ):
         original = getattr(module, name)
         setattr(module, name, switched_off(name) if service in services_off else loud(name, original))
+    jwst_utils.update_pure_parallel_wcs = unless_moved(jwst_utils.update_pure_parallel_wcs)
 
 
 def make_repeatable() -> None:
@@ -205,22 +245,26 @@ def make_repeatable() -> None:
     skimage.measure.ransac = functools.partial(skimage.measure.ransac, rng=0)
 
 
-def call_grizli(job: dict[str, Any]) -> WeightRecorder:
+def call_grizli(job: dict[str, Any]) -> Recorder:
     """Prepare grizli's folders and call `process_visit`."""
     work, root = Path(job["work"]), job["root"]
     os.chdir(work)  # its ROOT_PATH is taken from here at import
-    from grizli import utils
+    from grizli import jwst_utils, utils
     from grizli.aws import visit_processor
 
     utils.LOGFILE = str(work / "grizli.log")
     visit_processor.ROOT_PATH = str(work)
     make_repeatable()
-    keep_offline(job["services_off"])
-    recorder = WeightRecorder(work)
-    recorder.attach(utils)
+    priors = {f"{e['alias']}_rate.fits": e["prior"] for e in job["exposures"] if e["prior"]}
+    keep_offline(job["services_off"], frozenset(priors))
+    recorder = Recorder(work)
+    recorder.attach(utils, jwst_utils)
     files = [work / root / "RAW" / f"{e['alias']}_rate.fits" for e in job["exposures"]]
     for path in files:
-        complete_header(path, job["ra_offset"])
+        prior = priors.get(path.name)
+        if prior:
+            utils.log_comment(utils.LOGFILE, describe_prior(prior), verbose=True)
+        complete_header(path, job["ra_offset"], prior)
     write_visit(work / root, root, files)
     visit_processor.process_visit(
         root,
@@ -237,8 +281,51 @@ def call_grizli(job: dict[str, Any]) -> WeightRecorder:
     return recorder
 
 
-def complete_header(path: Path, ra_offset: float) -> None:
-    """Give the working copy the keywords that grizli reads though the reduction doesn't need them.
+def describe_prior(prior: dict[str, Any]) -> str:
+    """A line for the log."""
+    east, north = prior["shift_mas"]
+    line = f"pointing prior: {prior['dataset']} moved by {east:.2f} mas east, {north:.2f} mas north, "
+    line += f"{prior['roll_deg']:.5f} deg from north to east (from the {prior['basis']}: {', '.join(prior['sources'])}"
+    return line + (f"; left out {', '.join(prior['left_out'])})" if prior["left_out"] else ")")
+
+
+def move_pointing(sci: Any, prior: dict[str, Any]) -> None:
+    """Move a header's pointing by a prior: what assign_wcs reads (RA_REF, DEC_REF, ROLL_REF), and what grizli does.
+
+    The telescope turns as a rigid body about the detector's reference point. S_REGION is read by neither, and written
+    anew by assign_wcs.
+    """
+    import numpy as np
+
+    from panoramic.pointing import angle_change, moved_position, rotation_of
+    from panoramic.reduction.base import Pointing
+
+    rotation = rotation_of(Pointing(sci["RA_REF"], sci["DEC_REF"], tuple(prior["shift_mas"]), prior["roll_deg"]))
+    for ra_key, dec_key, angle_keys in (
+        ("RA_REF", "DEC_REF", ("ROLL_REF",)),
+        ("RA_V1", "DEC_V1", ("PA_V3",)),
+        ("CRVAL1", "CRVAL2", ("PA_APER",)),
+    ):
+        if ra_key not in sci or dec_key not in sci:
+            continue
+        place = float(sci[ra_key]), float(sci[dec_key])
+        change = angle_change(rotation, *place)
+        sci[ra_key], sci[dec_key] = moved_position(rotation, *place)
+        for key in angle_keys:
+            if key in sci:
+                sci[key] = (float(sci[key]) + change) % 360
+        if ra_key == "CRVAL1" and "PC1_1" in sci:
+            scales = np.array([sci.get("CDELT1", 1.0), sci.get("CDELT2", 1.0)])[:, None]
+            matrix = np.array([[sci.get(f"PC{i}_{j}", float(i == j)) for j in (1, 2)] for i in (1, 2)]) * scales
+            c, s = np.cos(np.radians(change)), np.sin(np.radians(change))
+            matrix = np.array([[c, s], [-s, c]]) @ matrix / scales
+            for i in (1, 2):
+                for j in (1, 2):
+                    sci[f"PC{i}_{j}"] = float(matrix[i - 1, j - 1])
+
+
+def complete_header(path: Path, ra_offset: float, prior: dict[str, Any] | None = None) -> None:
+    """Give the working copy the keywords that grizli reads though the reduction doesn't need them, and its prior.
 
     ``ra_offset`` (deg) turns the sky about its pole: grizli's polygons break where RA passes from 360 to 0.
     """
@@ -250,6 +337,8 @@ def complete_header(path: Path, ra_offset: float) -> None:
         primary.setdefault("EXPOSURE", "1")
         primary.setdefault("EXPEND", primary["EXPSTART"] + primary["EFFEXPTM"] / 86400)
         primary.setdefault("TARGNAME", "indef")
+        if prior:
+            move_pointing(sci, prior)
         sci.setdefault("PA_V3", sci["ROLL_REF"])
         if not all(f"{key}{i}" in sci for key in ("CRVAL", "CRPIX", "CTYPE") for i in (1, 2)):
             angle = np.radians(sci["ROLL_REF"] + sci["V3I_YANG"])

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from panoramic import __version__
-from panoramic.reduction.base import CalibrationSetup, ReferenceSources
+from panoramic.errors import InputError
+from panoramic.reduction.base import CalibrationSetup, PointingPrior, ReferenceSources
 from panoramic.reduction.childprocess import base_environment
 from panoramic.reduction.grizli_parameters import GrizliParameters
 from panoramic.reduction.rate_files import RateHeader
@@ -32,6 +33,11 @@ class GrizliJob:
     """What one association's reduction needs, and where it lies in the work folder.
 
     ``headers`` are in order of time: grizli aligns the exposures to the first.
+
+    Raises
+    ------
+    InputError
+        A pointing prior is of no exposure of the association, is given twice, or is no number.
     """
 
     folder: Path
@@ -42,6 +48,18 @@ class GrizliJob:
     calibration: CalibrationSetup
     services_off: tuple[str, ...]
     engine_version: str
+    priors: tuple[PointingPrior, ...] = ()
+
+    def __post_init__(self) -> None:
+        named, datasets = [p.dataset for p in self.priors], {h.dataset for h in self.headers}
+        strange = sorted(set(named) - datasets)
+        if strange:
+            raise InputError(f"{self.association}: pointing priors of exposures that it has not: {', '.join(strange)}")
+        if len(set(named)) < len(named):
+            raise InputError(f"{self.association}: an exposure has two pointing priors; give one")
+        for prior in self.priors:
+            if not np.isfinite([*prior.shift_mas, prior.roll_deg]).all():
+                raise InputError(f"{self.association}: the pointing prior of {prior.dataset} is no number")
 
     @property
     def root(self) -> str:
@@ -208,4 +226,5 @@ class GrizliJob:
             "t_min": header.start,
             "t_max": header.end,
             "exptime": header.exptime,
+            "prior": next((asdict(p) for p in self.priors if p.dataset == header.dataset), None),
         }

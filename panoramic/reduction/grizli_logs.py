@@ -14,6 +14,8 @@ from panoramic.reduction.base import AbsoluteFit, Degradation, RelativeFit
 from panoramic.reduction.grizli_patterns import (
     ALIGNMENT_FAILURES,
     DEGRADATIONS,
+    EXPOSURE_STARTS,
+    EXPOSURES_END,
     HARMLESS,
     STEPS_WITH_TRACEBACK,
     SUSPICIOUS,
@@ -26,6 +28,8 @@ for residuals that are normal with deviation 1 per axis (Rayleigh) that is 0.664
 
 _USE_GUESS_N = 999  # the row that grizli writes when it was told the answer instead of fitting one
 _FAILED_ROW = "# !"
+# the last line of a traceback; a name alone, or before a colon: grizli's own headline says "Exception (date)"
+_EXCEPTION = r"^(?:# !)?\s*((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit|Interrupt))(:.*)?$"
 
 
 class WcsRow(NamedTuple):
@@ -123,7 +127,7 @@ def find_degradations(
 
     Parameters
     ----------
-    lines : the log.
+    lines : the log, in order: what doesn't name its exposure belongs to the one that the log is at.
     association : owner of what no exposure owns.
     names : dataset of each file stem (file name without ``_rate.fits``).
     services_off : names of what the survey file switched off on purpose: recorded with ``intended``.
@@ -132,17 +136,19 @@ def find_degradations(
     found: dict[tuple[str, str], Degradation] = {}
     unknown: list[str] = []
     swallowed: list[str] = []
+    at: str | None = None
     for raw in lines:
         line = raw.strip()
         if not line:
             continue
+        at = _exposure_at(line, names, at)
         hit = False
         for pattern in DEGRADATIONS:
             match = re.search(pattern.regex, line)
             if not match:
                 continue
             hit = True
-            for product in _owners(match, association, names, pattern.per_exposure):
+            for product in _owners(match, association, names, pattern.per_exposure, at):
                 why = f"{pattern.meaning} ({_shorten(line)})"
                 found.setdefault((product, pattern.what), Degradation(product, pattern.what, why, pattern.what in off))
             break
@@ -160,11 +166,24 @@ def find_degradations(
     return tuple(found[key] for key in sorted(found))
 
 
-def _owners(match: re.Match[str], association: str, names: Mapping[str, str], per_exposure: bool) -> Iterable[str]:
+def _exposure_at(line: str, names: Mapping[str, str], before: str | None) -> str | None:
+    """The dataset that the log is at after this line."""
+    for regex in EXPOSURE_STARTS:
+        match = re.search(regex, line)
+        if match:
+            return names.get(match.group("file").rpartition("/")[2], before)
+    return None if any(re.search(regex, line) for regex in EXPOSURES_END) else before
+
+
+def _owners(
+    match: re.Match[str], association: str, names: Mapping[str, str], per_exposure: bool, at: str | None
+) -> Iterable[str]:
     stem = (match.groupdict().get("file") or "").rpartition("/")[2]
     if stem in names:
         return (names[stem],)
-    return tuple(names.values()) if per_exposure else (association,)
+    if not per_exposure:
+        return (association,)
+    return (at,) if at is not None else tuple(names.values())
 
 
 def _shorten(line: str, limit: int = 300) -> str:
@@ -193,7 +212,7 @@ def last_exception(text: str) -> str | None:
     """The last exception that a log shows (``ValueError: ...``), also where grizli printed it behind ``# !``."""
     found = None
     for line in text.splitlines():
-        match = re.match(r"^(?:# !)?\s*((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt))\b:?(.*)$", line)
+        match = re.match(_EXCEPTION, line)
         if match:
-            found = (match.group(1) + (":" + match.group(2) if match.group(2) else "")).strip()
+            found = (match.group(1) + (match.group(2) or "")).strip()
     return found

@@ -7,7 +7,9 @@ the reference, which the driver sets.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -40,7 +42,10 @@ class GrizliParameters(BaseModel):
         (14.0, 24.0, 0.05), description="brightest and faintest AB magnitude, largest error in mag"
     )
     align_thresh: Positive | None = Field(None, description="detection limit of the catalogue, sigma; grizli's is 2")
-    align_clip: int = Field(120, description="brightest sources that are matched as triangles; negative: all")
+    align_clip: int = Field(
+        120,
+        description="sources with no counterpart within so many pixels take no part in the triangles; negative: all",
+    )
     align_rms_limit: Positive = Field(2.0, description="largest RMS of a solution that counts, pixels")
     align_ref_border: Count = Field(100, description="reference sources so far outside the image count, pixels")
     align_min_flux_radius: float = Field(1.0, ge=0, description="smallest half-light radius, pixels")
@@ -125,6 +130,54 @@ class GrizliParameters(BaseModel):
         if not spikes:
             args["angle_background_kwargs"] = {}
         return args
+
+
+_FINEST_PIXEL_ARCSEC = 0.031
+_MARGIN_PX = 20  # for the scatter of both catalogues and the dithers
+
+SECOND_ATTEMPT: Mapping[str, Any] = MappingProxyType({"align_final_niter": 0})
+"""What an association that failed with every catalogue is tried again with, besides a wider search.
+
+grizli's last refinement takes the ten nearest pairs, whatever they are: with some 15 reference sources it moved
+triangle solutions that were right to 20-40 mas by 100-300 mas. A brighter faint limit (23 instead of 24 mag) was tried
+as well: it gained nothing against an external catalogue, and lost solutions against few sources of our own.
+"""
+
+
+def second_parameters(
+    first: Mapping[str, Any], given: Mapping[str, Any] | None, search_radius_arcsec: float
+) -> dict[str, Any]:
+    """Parameters of the second attempt.
+
+    grizli matches triangles of any shift; what keeps it from a large one is which sources it lets take part: those with
+    a counterpart within ``align_clip`` pixels, reference sources within ``align_ref_border`` pixels of the image; and
+    between exposures the largest shift that it accepts, ``tweak_max_dist``. These grow to the search radius.
+
+    Parameters
+    ----------
+    first : of the first attempt.
+    given : the survey file's own choice; goes over the first ones, and nothing else is changed. None: this engine's.
+    search_radius_arcsec : largest pointing error to look for, arcsec.
+
+    Raises
+    ------
+    InputError
+        A name or value that grizli's parameters don't have.
+    """
+    if given is not None:
+        parameters = {**first, **given}
+    else:
+        before = validate_parameters(first)
+        reach = math.ceil(search_radius_arcsec / _FINEST_PIXEL_ARCSEC) + _MARGIN_PX
+        parameters = {
+            **first,
+            **SECOND_ATTEMPT,
+            "align_clip": before.align_clip if before.align_clip < 0 else max(before.align_clip, reach),
+            "align_ref_border": max(before.align_ref_border, reach),
+            "tweak_max_dist": max(before.tweak_max_dist, float(reach)),
+        }
+    validate_parameters(parameters)
+    return parameters
 
 
 def validate_parameters(parameters: Mapping[str, Any]) -> GrizliParameters:

@@ -14,7 +14,8 @@ class Pattern(NamedTuple):
 
     ``what`` is the degradation's stable name, which is also what a survey file lists in ``services_off``. A named group
     ``file`` in ``regex`` gives the exposure; without it the degradation is the association's. ``per_exposure`` marks
-    messages that don't name their exposure but come once for each: they are counted as all exposures'.
+    messages that don't name their exposure but come once for each: they are the exposure's that the log is at
+    (`EXPOSURE_STARTS`), or, where it is at none, all exposures'.
     """
 
     what: str
@@ -24,6 +25,16 @@ class Pattern(NamedTuple):
 
 
 FILE = r"(?P<file>[\w./-]+?)_rate\.fits"
+
+# Lines with which grizli turns to one exposure, and with which it turns to all of them.
+EXPOSURE_STARTS: tuple[str, ...] = (
+    rf"jwst_utils\.initialize_jwst_image\(\*\*\{{'filename': '{FILE}'",
+    rf"\(\s*\d+/\s*\d+\) Add exposure {FILE}",
+)
+EXPOSURES_END: tuple[str, ...] = (
+    r"^(?:prep|auto_script)\.\w+\(\*\*\{",
+    r"^Load visit information from",
+)
 
 DEGRADATIONS: tuple[Pattern, ...] = (
     # prep.apply_region_mask_from_db
@@ -56,6 +67,7 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         "photometric_correction",
         r"get_photom_scale .*photom_correction.yml: [\w-]+ not found",
         "grizli has no correction of the flux scale for this detector and filter; CRDS's own scale stands",
+        per_exposure=True,
     ),
     # prep.nircam_wisp_correction; only detectors and filters that have wisps reach it
     Pattern(
@@ -66,7 +78,8 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     Pattern(
         "wisp_template",
         r"NRC\w+ key not found in \S*nircam_wisp.yml",
-        "grizli knows no region of wisps for this detector",
+        "scattered light (wisps) was not subtracted: grizli knows no region of wisps for this detector",
+        per_exposure=True,
     ),
     # jwst_utils.get_jwst_skyflat
     Pattern(
@@ -103,19 +116,37 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     ),
     # jwst's own steps: flat_field.py, photom.py
     Pattern(
+        "flat_field", r"No flat found or supplied; step will be skipped", "there is no flat field", per_exposure=True
+    ),
+    Pattern(
         "flat_field",
-        r"No flat found or supplied; step will be skipped|Reference data array is smaller than science data",
-        "the flat field was not applied",
+        r"Reference data array is smaller than science data",
+        "the flat field does not cover the detector and was not applied",
+        per_exposure=True,
     ),
     Pattern(
         "photometric_calibration",
-        r"No PHOTOM reference file found|Photom step will be skipped|one matching row in table, found 0",
-        "counts were not converted to MJy/sr",
+        r"No PHOTOM reference file found|Photom step will be skipped",
+        "there is no flux scale: counts were not converted to MJy/sr",
+        per_exposure=True,
+    ),
+    Pattern(
+        "photometric_calibration",
+        r"one matching row in table, found 0",
+        "the flux scale has no entry for the filter: counts were not converted to MJy/sr",
+        per_exposure=True,
     ),
     Pattern(
         "pixel_area",
         r"The PIXAR_(?:SR|A2) keyword is missing from|Pixel area is None",
         "the nominal pixel area is unknown: catalogue fluxes rest on the WCS alone",
+        per_exposure=True,
+    ),
+    Pattern(
+        "pixel_area",
+        r"Using area reference file: N/A",
+        "there is no map of the pixels' areas; the nominal area is the one of the flux scale's reference",
+        per_exposure=True,
     ),
     # prep.tweak_align and auto_script.preprocess
     Pattern(
@@ -124,7 +155,8 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         "alignment between exposures failed, and grizli ran again without it",
     ),
     Pattern("relative_alignment", r"# !! `tweak_flt` tristars failed", "pattern matching between exposures failed"),
-    Pattern("relative_alignment", rf"^# tw {FILE}\S* ! no match", "no source of the exposure was matched"),
+    # it means to say "! no match" and prints the file's name alone
+    Pattern("relative_alignment", rf"^# tw {FILE}(?: ! no match)?$", "no source of the exposure was matched"),
     # prep.align_drizzled_image, process_direct_grism_visit
     Pattern("absolute_alignment", r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
     Pattern("absolute_alignment", r"^# ! tristars failed", "pattern matching to the reference failed once"),
@@ -132,15 +164,27 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     # utils.drizzle_from_visit
     Pattern("exposure", rf"^open\({FILE}\) failed", "the exposure could not be opened for drizzling"),
     Pattern("exposure", rf"Failed to initialize WCS on {FILE}", "the exposure has no usable WCS for drizzling"),
+    # prep.blot_background, prep.separate_chip_sky
+    Pattern(
+        "background",
+        r"# (?:blot_background: No mosaic|separate_chip_sky: No segimage) found",
+        "the background was not subtracted: the image that it is measured on is missing",
+    ),
     # utils.calc_header_zeropoint
     Pattern("zeropoint", r"use ZP=25\b", "the catalogue's magnitudes have no zeropoint"),
 )
 
 # Messages that look bad and are not, each with the reason.
 HARMLESS: tuple[tuple[str, str], ...] = (
+    (r"^paths:  \{", "the folders of a call"),
+    (r"mask_snowballs: \S+\s+[\d.]+\S* > 1\.14, skip", "the archive's own jump step has masked them since jwst 1.14"),
+    (r"Warning: no files to fetch for filters=", "the exposures are here already"),
+    (r"cp: cannot stat '\*mask\.reg'", "masks that nobody drew"),
+    (r"^Step will be skipped$", "the line before it says why"),
+    (r"No reference found for type [FSD]FLAT\b", "flats of the spectrograph"),
     (r"^[\w.]+\(\*\*\{", "the arguments of a call"),
     (r"gaia_catalog_for_assoc: not asked", "the driver gives the reference"),
-    (r"get_photom_scale .*: jwst_\d+\.pmap > ", "corrections are for contexts up to jwst_0988 only"),
+    (r"get_photom_scale .*: jwst_\d+\.pmap > ", "corrections are for contexts up to jwst_1125 only"),
     (r"photom_correction\.yml: Scale", "a correction was found and applied"),
     (r"VISITYPE \(\w*\) != PARALLEL_PURE|VISITYPE not found in header", "no pointing to mend"),
     (r"Only one direct image found, can't compute shifts", "a single exposure"),
@@ -158,16 +202,22 @@ SUSPICIOUS: tuple[str, ...] = (
     r"^# !!",
     r"(?i)\bcouldn't\b",
     r"turning off",
+    r"(?i)\bskip(?:ped|ping)?\b",
+    r"\b(?:ERROR|CRITICAL)\b",
+    r"(?i)^warning\b|- WARNING -",
+    r"(?i)\b(?:problem|unable|cannot|no such file)\b",
+    r"(?i)\bno [\w ]*found\b",
 )
 
 # The last line of a traceback that grizli swallowed. It is reported only where no message names the step that it ended.
-SWALLOWED = r"^# !\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit)\b"
+SWALLOWED = r"^# !\s*(?:\w+\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit)(?::|$)"
 STEPS_WITH_TRACEBACK = frozenset({"relative_alignment", "absolute_alignment", "one_over_f", "outliers"})
 
 # Lines that say that alignment, not the engine, gave up. Group 0 is shown to the user.
 ALIGNMENT_FAILURES: tuple[tuple[str, str], ...] = (
     (r"no reference objects found in the DRZ footprint", "no source of the reference lies in the image"),
     (r"no objects found in magnitude range \[.*?\].*", "no source of the image is bright and sharp enough to align"),
+    (r"object deblending overflow", "an exposure is so uneven that its sources could not be told apart"),
     (r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
     (r"# !! `tweak_flt` tristars failed", "pattern matching between the exposures failed"),
     (r"No triangles|Need at least 3 points|QhullError|not enough points", "too few sources to match"),

@@ -12,10 +12,14 @@ the detector's pixel area variation (about 1 % at the corners), which drizzling 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from panoramic.pointing import measured_pointing, moved_position, pointing_at, rotation_of
+from panoramic.reduction.base import Pointing
 
 APERTURE_ARCSEC = 0.36
 DO_NOT_USE = 1
@@ -39,19 +43,28 @@ class ProductError(Exception):
     """What grizli left can't be made into products."""
 
 
-def write_products(job: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, Any]:
+def write_products(
+    job: Mapping[str, Any], weights: Mapping[str, str], initial: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write all products into ``job["products"]`` and verify them.
+
+    Parameters
+    ----------
+    weights : grizli's file name -> saved weight.
+    initial : grizli's file name -> header of the WCS before anything was aligned.
 
     Returns
     -------
     dict
-        ``exposures`` (dataset -> file name), ``image``, ``weight``, ``catalog`` (file names or None), ``n_sources``,
-        ``pixel_scale_mas``. Empty where grizli ended before its last drizzle.
+        ``exposures`` (dataset -> file name), ``pointings`` (dataset -> fields of `Pointing`), ``image``, ``weight``,
+        ``catalog`` (file names or None), ``n_sources``, ``pixel_scale_mas``. Empty where grizli ended before its last
+        drizzle.
     """
     prep, target = Path(job["work"]) / job["root"] / "Prep", Path(job["products"])
     target.mkdir(parents=True, exist_ok=True)
     empty: dict[str, Any] = {
-        "exposures": {}, "image": None, "weight": None, "catalog": None, "n_sources": 0, "pixel_scale_mas": 0.0,
+        "exposures": {}, "pointings": {}, "image": None, "weight": None, "catalog": None, "n_sources": 0,
+        "pixel_scale_mas": 0.0,
     }  # fmt: skip
     images = sorted(prep.glob(f"{job['root']}_dr[zc]_sci.fits"))
     catalog = prep / f"{job['root']}.cat.fits"
@@ -59,14 +72,18 @@ def write_products(job: Mapping[str, Any], weights: Mapping[str, str]) -> dict[s
         return empty
     image = images[0]
     offset = job["ra_offset"]
-    written = {}
+    written, pointings = {}, {}
     for exposure in job["exposures"]:
         name = f"{exposure['alias']}_rate.fits"
         if name not in weights:
             continue
         path = target / f"{exposure['dataset']}_rate.fits"
-        write_exposure(prep / name, Path(exposure["source"]), Path(weights[name]), path, job["provenance"], offset,
-                       several=len(job["exposures"]) > 1)  # fmt: skip
+        source, pointing = Path(exposure["source"]), None
+        if initial and name in initial:
+            pointing = pointing_correction(initial[name], prep / name, source, exposure.get("prior"), offset)
+            pointings[exposure["dataset"]] = asdict(pointing)
+        write_exposure(prep / name, source, Path(weights[name]), path, job["provenance"], offset,
+                       several=len(job["exposures"]) > 1, pointing=pointing)  # fmt: skip
         verify_exposure(path)
         written[exposure["dataset"]] = path.name
     names = {kind: f"{job['association']}_drz_{kind}.fits" for kind in ("sci", "wht")}
@@ -77,6 +94,7 @@ def write_products(job: Mapping[str, Any], weights: Mapping[str, str]) -> dict[s
     n = write_catalog(catalog, target / names["sci"], target / names["wht"], target / catalog_name)
     return {
         "exposures": written,
+        "pointings": pointings,
         "image": names["sci"],
         "weight": names["wht"],
         "catalog": catalog_name,
@@ -96,6 +114,7 @@ def write_exposure(
     provenance: Mapping[str, str],
     ra_offset: float,
     several: bool,
+    pointing: Pointing | None = None,
 ) -> None:
     """One exposure: planes of the contract behind the archive's own primary header.
 
@@ -105,6 +124,7 @@ def write_exposure(
     archive : the archive's file, for header and DQ: grizli's has HST's keywords and clipped bits.
     weight : grizli's own drizzling weight of the exposure, saved as an array.
     several : whether cosmic rays were looked for between exposures.
+    pointing : correction of the archive's pointing, for the header.
     """
     from astropy.io import fits
 
@@ -139,6 +159,10 @@ def write_exposure(
             if key in done[0].header:
                 primary[key] = done[0].header[key]
         _add_provenance(primary, provenance)
+        if pointing is not None:
+            primary["PNTDRA"] = (pointing.shift_mas[0], "[mas] correction of the pointing to the east")
+            primary["PNTDDEC"] = (pointing.shift_mas[1], "[mas] correction of the pointing to the north")
+            primary["PNTROLL"] = (pointing.roll_deg, "[deg] its rotation, from north to east")
         header = _science_header(original["SCI"].header, sci_header, ra_offset)
         planes = [fits.PrimaryHDU(header=primary), fits.ImageHDU(data, header, name="SCI")]
         for name, array, bunit in (("ERR", error, "MJy/sr"), ("WHT", wht, "(MJy/sr)^-2"), ("DQ", flags, "")):
@@ -147,6 +171,38 @@ def write_exposure(
                 hdu.header["BUNIT"] = bunit
             planes.append(hdu)
         fits.HDUList(planes).writeto(path, output_verify="silentfix")
+
+
+def pointing_correction(
+    initial: Any, reduced: Path, archive: Path, prior: Mapping[str, Any] | None, ra_offset: float
+) -> Pointing:
+    """What was done to the pointing in all, from the archive's own to the aligned one.
+
+    Both WCS have the same distortion polynomial, so that their difference is exact; a scale in it is left out.
+
+    Parameters
+    ----------
+    initial : header of the WCS that the exposure had before anything was aligned.
+    reduced : grizli's file, with the aligned WCS.
+    archive : the archive's file.
+    prior : by which the working copy's pointing was moved before all that.
+    ra_offset : by which the sky is turned in both, deg.
+    """
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    header = fits.getheader(archive, "SCI")
+    ra, dec = float(header["RA_REF"]), float(header["DEC_REF"])
+    turned = (ra + ra_offset) % 360
+    moved = np.eye(3)
+    if prior:
+        moved = rotation_of(Pointing(turned, dec, (prior["shift_mas"][0], prior["shift_mas"][1]), prior["roll_deg"]))
+    axis = np.linspace(0.0, 2047.0, 9)
+    x, y = (a.ravel() for a in np.meshgrid(axis, axis))
+    before = WCS(initial, relax=True).all_pix2world(x, y, 0)
+    after = WCS(fits.getheader(reduced, "SCI"), relax=True).all_pix2world(x, y, 0)
+    fitted = measured_pointing(before, after, *moved_position(moved, turned, dec))
+    return replace(pointing_at(rotation_of(fitted) @ moved, turned, dec), ra=ra)
 
 
 def star_cores(rate: np.ndarray, flags: np.ndarray, header: Any) -> np.ndarray:

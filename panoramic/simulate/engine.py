@@ -6,7 +6,14 @@ import dataclasses
 from pathlib import Path
 
 from panoramic.provenance import sha256_of
-from panoramic.reduction.base import ExposureInput, PointingPrior, Reduction, ReductionResult, ReferenceSources
+from panoramic.reduction.base import (
+    CalibratedExposure,
+    ExposureInput,
+    PointingPrior,
+    Reduction,
+    ReductionResult,
+    ReferenceSources,
+)
 from panoramic.simulate.faults import move_wcs, wrong_success
 from panoramic.simulate.program import Simulation
 
@@ -32,11 +39,16 @@ class EngineWithWrongSuccess:
         if shift is None:
             return result
         move_wcs(sorted(folder.iterdir()), *shift)
-        moved = tuple(
-            dataclasses.replace(e, sha256=sha256_of(folder / e.filename), size=(folder / e.filename).stat().st_size)
-            for e in result.exposures
-        )
-        return dataclasses.replace(result, exposures=moved)
+        return dataclasses.replace(result, exposures=tuple(_moved(e, folder, shift) for e in result.exposures))
+
+
+def _moved(exposure: CalibratedExposure, folder: Path, shift_arcsec: tuple[float, float]) -> CalibratedExposure:
+    """The exposure as the engine would tell of it, had it found that solution."""
+    path, pointing = folder / exposure.filename, exposure.pointing
+    if pointing is not None:
+        east, north = (a + 1000 * b for a, b in zip(pointing.shift_mas, shift_arcsec, strict=True))
+        pointing = dataclasses.replace(pointing, shift_mas=(east, north))
+    return dataclasses.replace(exposure, sha256=sha256_of(path), size=path.stat().st_size, pointing=pointing)
 
 
 def with_declared_faults(engine: Reduction, simulation: Simulation) -> Reduction:

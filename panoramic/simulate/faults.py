@@ -80,6 +80,11 @@ def _move_images(path: Path, dx_arcsec: float, dy_arcsec: float) -> bool:
                 ra, dec = _shift(hdu.header["CRVAL1"], hdu.header["CRVAL2"], dx_arcsec, dy_arcsec)
                 hdu.header["CRVAL1"], hdu.header["CRVAL2"] = float(ra[0]), float(dec[0])
                 changed = True
+        primary = hdus[0].header
+        if changed and "PNTDRA" in primary and "PNTDDEC" in primary:
+            # the correction of the pointing that the engine would have told, mas
+            primary["PNTDRA"] += 1000 * dx_arcsec
+            primary["PNTDDEC"] += 1000 * dy_arcsec
     if changed:
         os.replace(draft, path)
     else:

@@ -98,7 +98,7 @@ def tap_query(
     ------
     ReferenceCatalogQueryError, ReferenceCatalogUnavailableError
     """
-    import pyvo  # type: ignore[import-untyped]
+    import pyvo
 
     with open_session(patience) as session, _typed(what):
         service = pyvo.dal.TAPService(url, session=session)
@@ -252,7 +252,7 @@ def _short(text: str) -> str:
 @contextmanager
 def _typed(what: str) -> Iterator[None]:
     """Failures of a service as our own error."""
-    from pyvo.dal.exceptions import (  # type: ignore[import-untyped]
+    from pyvo.dal.exceptions import (
         DALAccessError,
         DALQueryError,
         DALServiceError,

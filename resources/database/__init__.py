@@ -18,7 +18,7 @@ from resources.database.core import (
     now,
 )
 from resources.database.exposures import Known
-from resources.database.products import ProductTables
+from resources.database.products import ProductTables, StoredReduction
 
 __all__ = [
     "ALIGNMENT_FAILED",
@@ -30,6 +30,7 @@ __all__ = [
     "RUNNING",
     "Database",
     "Known",
+    "StoredReduction",
     "is_disk_full",
     "now",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +20,10 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from panoramic.alignment_measurement import Measurement, Offset
+from panoramic.alignment_solution import Refusal, Solution, measure_solution
 from panoramic.errors import ChecksumMismatchError, EmptyArchiveError, EngineKilledError, InputError
-from panoramic.footprints import from_tangent_plane, inside, mean_position, parse_s_region, to_s_region
+from panoramic.footprints import from_tangent_plane, hull, inside, mean_position, parse_s_region, to_s_region
 from panoramic.observations import is_long_wave, split_filename
 from panoramic.provenance import sha256_of
 from panoramic.reduction.base import (
@@ -29,6 +31,7 @@ from panoramic.reduction.base import (
     CalibratedExposure,
     CalibrationSetup,
     Degradation,
+    Pointing,
     ReductionResult,
     ReferenceSources,
     RelativeFit,
@@ -38,6 +41,7 @@ from panoramic_assets.common import VERIFY
 from panoramic_assets.definitions import build_definitions
 from resources.archive import ArchiveLook
 from resources.home import Home, HomeResource
+from resources.reference_catalogs import CatalogAnswer
 
 SIDE = 96
 SURVEY = """
@@ -66,6 +70,8 @@ class Sky:
     no_calibration: Exception | None = None
     damaged_catalogs: set[str] = field(default_factory=set)
     few_sources: int | None = None
+    sparse: list[tuple[np.ndarray, int]] = field(default_factory=list)
+    needs_second: set[str] = field(default_factory=set)
 
 
 class FakeArchive:
@@ -100,8 +106,8 @@ class FakeEngine:
 
     name, version = "fake", "1"
 
-    def __init__(self, sky: Sky) -> None:
-        self.sky = sky
+    def __init__(self, sky: Sky, second: bool = False) -> None:
+        self.sky, self.second = sky, second
 
     def reduce(self, association, exposures, reference, pointing_priors, folder) -> ReductionResult:
         sky, detector = self.sky, split_filename(exposures[0].path.name)["detector"]
@@ -111,6 +117,8 @@ class FakeEngine:
             raise EngineKilledError(f"{association}: killed by signal 9 (out of memory?)")
         folder.mkdir(parents=True)
         move = sky.moved.get(association, 0.0)
+        if association in sky.needs_second and not self.second:
+            move = 0.5
         outline = np.concatenate([parse_s_region(fits.getheader(e.path)["S_REGION"]) for e in exposures])
         inside_it = sky.sources[inside(sky.sources[:, 0], sky.sources[:, 1], outline)]
         seen = inside_it + np.array([0.0, move / 3600])
@@ -181,14 +189,23 @@ class FakeEngine:
         planes += [fits.ImageHDU(a, name=n) for n, a in (("ERR", error), ("DQ", dq), ("WHT", 1 / error**2))]
         path = folder / f"{exposure.dataset}_rate.fits"
         fits.HDUList(planes).writeto(path)
-        return CalibratedExposure(exposure.dataset, path.name, sha256_of(path), path.stat().st_size)
+        pointing = Pointing(*centre, (0.0, 1000.0 * move), 0.0)
+        return CalibratedExposure(exposure.dataset, path.name, sha256_of(path), path.stat().st_size, pointing)
 
 
 class FakeCatalogs:
     """LS_DR9 of the common sky, dense enough to align; false where the test says so."""
 
-    def __init__(self, sky: Sky) -> None:
-        self.sky = sky
+    def __init__(self, sky: Sky, home: FakeHome) -> None:
+        self.sky, self.home = sky, home
+
+    def names(self):
+        return list(self.home.survey.reference.catalogs)
+
+    available = names
+
+    def ask(self, name, footprint, epoch, margin_arcsec=0.0):
+        return CatalogAnswer(name, self.load(name, footprint, epoch, margin_arcsec), "folder", f"{name}.ecsv")
 
     def load(self, name, footprint, epoch, margin_arcsec=0.0):
         if name in self.sky.damaged_catalogs:
@@ -203,7 +220,13 @@ class FakeCatalogs:
         keep = inside(positions[:, 0], positions[:, 1], footprint, margin_arcsec)
         if self.sky.few_sources is not None:
             keep[np.flatnonzero(keep)[self.sky.few_sources :]] = False
+        for area, number in self.sky.sparse:
+            there = np.flatnonzero(keep & inside(positions[:, 0], positions[:, 1], area, 30.0))
+            middle = there[inside(*positions[there].T, area, -10.0)]
+            keep[np.setdiff1d(there, middle[:number])] = False
         n = int(keep.sum())
+        if n == 0:
+            return None
         return ReferenceSources(name, *positions[keep].T, np.full(n, 20.0), np.full(n, 30.0))
 
 
@@ -214,7 +237,7 @@ class FakeHome(Home):
         super().__init__(path)
         self.sky = sky
         self.archive = FakeArchive(sky, path)  # type: ignore[misc]
-        self.reference_catalogs = FakeCatalogs(sky)  # type: ignore[misc]
+        self.reference_catalogs = FakeCatalogs(sky, self)  # type: ignore[misc]
         self.calibration = SimpleNamespace(  # type: ignore[misc]
             context="jwst_0001.pmap",
             setup=lambda: CalibrationSetup(path, "jwst_0001.pmap"),
@@ -226,8 +249,44 @@ class FakeHome(Home):
             raise self.sky.no_calibration
         return [{} for _ in headers]
 
-    def engine(self, association):
-        return FakeEngine(self.sky)
+    def engine(self, association, parameters=None):
+        return FakeEngine(self.sky, second=bool(parameters and parameters.get("second")))
+
+    def second_parameters(self, engine, first, second):
+        return {**first, "second": True}
+
+    def measure_alignment(self, association, files, reference, prior=None, pointings=None):
+        """The library's measurement on catalogue level: the fake exposures' pixels are larger than a star's image."""
+        folder = next(iter(files.values())).parent
+        catalog = Table.read(folder / f"{association}.cat.ecsv")
+        outline = hull([parse_s_region(fits.getheader(path)["S_REGION"]) for path in files.values()])
+        absolute = None
+        if reference is not None:
+            found = measure_solution(
+                catalog["ra"], catalog["dec"], reference.ra, reference.dec, footprint=outline,
+                error_mas=np.full(len(catalog), 2.0), ref_error_mas=reference.error_mas, prior=prior,
+            )  # fmt: skip
+            start = Offset(association, "absolute", reference.name, len(catalog), len(reference), 63.0)
+            absolute = _offset(start, found)
+        apart = 40.0 if association in self.sky.bad_relative else 0.1
+        relative = [
+            Offset(
+                dataset, "relative", "other exposures", 100, 100, 63.0, ra=0.0, dec=0.0, n=80, dra=apart, ddec=0.1,
+                err_ra=0.3, err_dec=0.3, scatter_ra=3.0, scatter_dec=3.0, rotation_deg=0.0, rotation_err_deg=0.001,
+                rotation_mas=0.0, chance=0.0, contrast=9.0,
+            )
+            for dataset in sorted(files)
+            if len(files) > 1
+        ]  # fmt: skip
+        name, kind = (reference.name, reference.kind) if reference is not None else ("", "")
+        return Measurement(association, name, kind, absolute, tuple(relative)), None
+
+
+def _offset(start: Offset, found: Solution | Refusal) -> Offset:
+    if isinstance(found, Refusal):
+        return replace(start, cause=str(found.cause), text=found.text)
+    names = set(start.__dataclass_fields__) & set(found.__dataclass_fields__)
+    return replace(start, **{name: getattr(found, name) for name in names})
 
 
 SKIES: dict[str, Sky] = {}

@@ -12,12 +12,14 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
+from panoramic.pointing import measured_pointing, moved_position, rotation_of
 from panoramic.provenance import sha256_of
 from panoramic.reduction.base import (
     CATALOG_COLUMNS,
     CalibratedExposure,
     CalibrationSetup,
     ExposureInput,
+    PointingPrior,
     ReductionResult,
     ReferenceSources,
 )
@@ -68,17 +70,24 @@ def truth(archive: SimulatedArchive) -> Truth:
     return Truth.load(archive.path)
 
 
-def reduce(archive: SimulatedArchive, detector: str, reference: ReferenceSources, root: Path) -> Reduced:
+def reduce(
+    archive: SimulatedArchive,
+    detector: str,
+    reference: ReferenceSources | None,
+    root: Path,
+    priors: tuple[PointingPrior, ...] = (),
+    number: int = 2,
+) -> Reduced:
     setup = CalibrationSetup(archive.crds_path, archive.crds_context, grizli_path=archive.grizli_path)
     engine = GrizliReduction(setup, root / "work", {"lean": True}, services_off=OFFLINE)
     exposures = tuple(
         ExposureInput(path.name.removesuffix("_rate.fits"), path)
         for path in archive.exposures
         if path.name.endswith(f"_{detector}_rate.fits")
-    )
+    )[:number]
     digests = [sha256_of(e.path) for e in exposures]
     folder = root / "products" / detector
-    result = engine.reduce(detector, exposures, reference, (), folder)
+    result = engine.reduce(detector, exposures, reference, priors, folder)
     assert [sha256_of(e.path) for e in exposures] == digests
     assert list((root / "work").iterdir()) == []
     return Reduced(result, folder, BANDS[detector])
@@ -104,6 +113,27 @@ def short_wave(archive: SimulatedArchive, long_wave: Reduced, tmp_path_factory: 
     ra, dec, mag = (np.asarray(table[name], float) for name in ("ra", "dec", "mag"))
     own = ReferenceSources("own", ra, dec, mag, np.full(len(table), np.nan), "own")
     return reduce(archive, "nrcb4", own, tmp_path_factory.mktemp("sw"))
+
+
+@pytest.fixture(scope="session")
+def true_prior(archive: SimulatedArchive, truth: Truth) -> PointingPrior:
+    """The true pointing error of one exposure."""
+    dataset = min(p.name for p in archive.exposures if p.name.endswith("_nrcblong_rate.fits")).removesuffix(
+        "_rate.fits"
+    )
+    x, y = (a.ravel() for a in np.meshgrid(*[np.linspace(0, 2047, 5)] * 2))
+    row = truth.exposure(dataset)
+    centre = float(row["ra_ref_reported"]), float(row["dec_ref_reported"])
+    error = measured_pointing(truth.reported_sky(dataset, x, y), truth.true_sky(dataset, x, y), *centre)
+    return PointingPrior(dataset, error.shift_mas, error.roll_deg, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1e-6)))
+
+
+@pytest.fixture(scope="session")
+def with_prior(
+    archive: SimulatedArchive, true_prior: PointingPrior, tmp_path_factory: pytest.TempPathFactory
+) -> Reduced:
+    """One exposure moved by its prior, and aligned to nothing."""
+    return reduce(archive, "nrcblong", None, tmp_path_factory.mktemp("prior"), (true_prior,), number=1)
 
 
 @pytest.fixture(params=["long_wave", "short_wave"])
@@ -164,6 +194,46 @@ def test_short_wave_positions(short_wave: Reduced, long_wave: Reduced, truth: Tr
     own = fit.rms * fit.pixel_scale_mas / np.sqrt(fit.n)
     error = float(np.hypot(*offsets(short_wave, truth).mean(axis=0)))
     assert error <= max(20.0, 4 * float(np.hypot(own, external_error(long_wave, truth)))), f"{error:.1f} mas"
+
+
+def test_a_true_prior_brings_the_product_to_the_truth(
+    with_prior: Reduced, true_prior: PointingPrior, archive: SimulatedArchive, truth: Truth
+) -> None:
+    """Through headers, assign_wcs, the fitted polynomial and grizli's alignment to nothing; also across RA = 0."""
+    assert np.hypot(*true_prior.shift_mas) > 20 and abs(true_prior.roll_deg) > 1e-3
+    (exposure,) = with_prior.result.exposures
+    x, y = (a.ravel() for a in np.meshgrid(*[np.linspace(0, 2047, 9)] * 2))
+    header = fits.getheader(with_prior.path(exposure), "SCI")
+    ra, dec = WCS(header).all_pix2world(x, y, 0)
+    true_ra, true_dec = truth.true_sky(exposure.dataset, x, y)
+    east = ((ra - true_ra + 180) % 360 - 180) * np.cos(np.radians(true_dec)) * 3.6e6
+    assert np.hypot(east, (dec - true_dec) * 3.6e6).max() < 0.5
+    # told as a correction of the archive's pointing, whose keywords are kept
+    assert exposure.pointing is not None
+    assert exposure.pointing.shift_mas == pytest.approx(true_prior.shift_mas, abs=0.01)
+    assert exposure.pointing.roll_deg == pytest.approx(true_prior.roll_deg, abs=1e-6)
+    theirs = fits.getheader(archive.path / "exposures" / f"{exposure.dataset}_rate.fits", "SCI")
+    assert all(header[key] == theirs[key] for key in ("RA_REF", "DEC_REF", "ROLL_REF", "RA_V1", "DEC_V1", "PA_V3"))
+    log = (with_prior.folder / with_prior.result.log).read_text()
+    assert log.count(f"pointing prior: {exposure.dataset} moved by {true_prior.shift_mas[0]:.2f} mas east") == 1
+    assert with_prior.result.failure is None and with_prior.result.absolute is None
+
+
+def test_the_pointing_correction_is_what_the_product_was_moved_by(reduced: Reduced, truth: Truth) -> None:
+    """The archive's positions, by the simulator's own geometry, turned by the correction: the product's positions."""
+    x, y = (a.ravel() for a in np.meshgrid(*[np.linspace(0, 2047, 5)] * 2))
+    for exposure in reduced.result.exposures:
+        pointing = exposure.pointing
+        assert pointing is not None
+        rotation = rotation_of(pointing)
+        reported = zip(*truth.reported_sky(exposure.dataset, x, y), strict=True)
+        moved = np.array([moved_position(rotation, *place) for place in reported])
+        ra, dec = WCS(fits.getheader(reduced.path(exposure), "SCI")).all_pix2world(x, y, 0)
+        east = ((ra - moved[:, 0] + 180) % 360 - 180) * np.cos(np.radians(dec)) * 3.6e6
+        assert np.hypot(east, (dec - moved[:, 1]) * 3.6e6).max() < 0.5
+        header = fits.getheader(reduced.path(exposure))
+        assert (header["PNTDRA"], header["PNTDDEC"]) == pytest.approx(pointing.shift_mas)
+        assert header["PNTROLL"] == pytest.approx(pointing.roll_deg)
 
 
 def test_exposures_agree_with_each_other(long_wave: Reduced, short_wave: Reduced, truth: Truth) -> None:

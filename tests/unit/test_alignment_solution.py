@@ -124,7 +124,7 @@ def test_five_reference_sources() -> None:
         if isinstance(found, Solution):
             near(found, 0.4, -0.3, largest=25)
         else:
-            assert found.cause is Cause.NO_PEAK
+            assert found.cause in (Cause.NO_PEAK, Cause.SCATTER_TOO_LARGE)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,14 @@ from panoramic.errors import (
 )
 from panoramic.provenance import sha256_of
 from panoramic.reduction import workfolder
-from panoramic.reduction.base import CalibrationSetup, ExposureInput, ReductionResult, ReferenceSources
+from panoramic.reduction.base import (
+    CalibrationSetup,
+    ExposureInput,
+    Pointing,
+    PointingPrior,
+    ReductionResult,
+    ReferenceSources,
+)
 from panoramic.reduction.grizli import GrizliReduction, remove_orphans
 from panoramic.reduction.workfolder import WorkFolder, publish
 
@@ -121,13 +128,14 @@ def run(tmp_path: Path, setup: CalibrationSetup, rate_files: tuple[ExposureInput
     before = state()
 
     def call(
-        code: str, reference: ReferenceSources | None = REFERENCE, n: int = 2, timeout_s: float = 60, **engine: object
-    ) -> ReductionResult:
+        code: str, reference: ReferenceSources | None = REFERENCE, n: int = 2, timeout_s: float = 60,
+        priors: tuple[PointingPrior, ...] = (), **engine: object,
+    ) -> ReductionResult:  # fmt: skip
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN + textwrap.dedent(code))
         reduction = GrizliReduction(setup, tmp_path / "work", timeout_s=timeout_s, **engine)  # type: ignore[arg-type]
         reduction.child_command = (sys.executable, str(script))
-        return reduction.reduce("assoc", rate_files[-n:], reference, (), tmp_path / "products" / "assoc")
+        return reduction.reduce("assoc", rate_files[-n:], reference, priors, tmp_path / "products" / "assoc")
 
     yield call
     assert list((tmp_path / "work").glob("*")) == []
@@ -199,6 +207,61 @@ def test_without_a_reference_nothing_is_aligned(run: Run) -> None:
 def test_a_single_exposure(run: Run) -> None:
     result = run("wcs(); done()", n=1)
     assert [f.role for f in result.relative] == ["single"] and result.failure is None
+
+
+def prior_of(dataset: str, east: float = 12.5) -> PointingPrior:
+    covariance = ((100.0, 0.0, 0.0), (0.0, 100.0, 0.0), (0.0, 0.0, 1e-4))
+    return PointingPrior(dataset, (east, -3.25), 0.01, covariance, "visit", ("jw1_nrcb1",), ())
+
+
+def test_pointing_priors_reach_the_child(run: Run) -> None:
+    """One exposure has a prior; the other keeps its header's pointing."""
+    result = run(
+        f"""
+        priors = {{e["dataset"]: e["prior"] for e in job["exposures"]}}
+        assert priors[{A!r}] is None
+        prior = priors[{B!r}]
+        assert (prior["shift_mas"], prior["roll_deg"], prior["basis"]) == ([12.5, -3.25], 0.01, "visit")
+        assert prior["covariance"][0] == [100, 0, 0] and prior["sources"] == ["jw1_nrcb1"]
+        shifts(); wcs(); done()
+        """,
+        priors=(prior_of(B),),
+    )
+    assert result.failure is None
+
+
+def test_priors_that_can_not_be_meant_are_refused(run: Run) -> None:
+    for priors, said in (
+        ((prior_of("jw09001001001_02201_00007_nrcblong"),), "exposures that it has not: jw09001001001_02201_00007"),
+        ((prior_of(A), prior_of(A)), "two pointing priors"),
+        ((prior_of(A, float("nan")),), "is no number"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run("os._exit(9)", priors=priors)
+
+
+def test_the_pointing_correction_comes_back(run: Run) -> None:
+    result = run(
+        f"""
+        shifts(); wcs(); done()
+        outcome = json.loads(Path(job["outcome"]).read_text())
+        outcome["products"]["pointings"] = {{
+            {A!r}: {{"ra": 150.1, "dec": 2.3, "shift_mas": [120.5, -33.0], "roll_deg": 0.02}}
+        }}
+        Path(job["outcome"]).write_text(json.dumps(outcome))
+        """
+    )
+    pointings = {e.dataset: e.pointing for e in result.exposures}
+    assert pointings == {A: Pointing(150.1, 2.3, (120.5, -33.0), 0.02), B: None}
+    assert ReductionResult.from_json(result.to_json()) == result
+
+
+def test_results_stored_without_pointings_are_read(run: Run) -> None:
+    stored = json.loads(run("shifts(); wcs(); done()").to_json())
+    for exposure in stored["exposures"]:
+        del exposure["pointing"]
+    read = ReductionResult.from_json(json.dumps(stored))
+    assert [e.dataset for e in read.exposures] == [A, B] and all(e.pointing is None for e in read.exposures)
 
 
 # --- failed alignment is a result ----------------------------------------------------------

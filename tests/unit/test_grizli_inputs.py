@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from panoramic.errors import (
     CalibrationError,
@@ -19,9 +21,15 @@ from panoramic.errors import (
     TruncatedFileError,
     WrongShapeError,
 )
-from panoramic.reduction.base import CalibrationSetup, ExposureInput
-from panoramic.reduction.grizli_child import complete_header
-from panoramic.reduction.grizli_parameters import GrizliParameters, validate_parameters
+from panoramic.pointing import moved_position, rotation_of
+from panoramic.reduction.base import CalibrationSetup, ExposureInput, Pointing, PointingPrior
+from panoramic.reduction.grizli_child import complete_header, describe_prior
+from panoramic.reduction.grizli_parameters import (
+    SECOND_ATTEMPT,
+    GrizliParameters,
+    second_parameters,
+    validate_parameters,
+)
 from panoramic.reduction.rate_files import check_calibration, read_association, read_rate_header
 
 PRIMARY = {
@@ -190,6 +198,28 @@ def test_each_parameter_is_described() -> None:
     assert all(field.description for field in GrizliParameters.model_fields.values())
 
 
+def test_a_second_attempt_looks_further() -> None:
+    first = {"lean": True, "align_ref_border": 500, "tweak_threshold": 4.0}
+    second = validate_parameters(second_parameters(first, None, 10.0))
+    assert second.lean and second.tweak_threshold == 4.0
+    # 10 arcsec are 323 pixels of a short-wave detector; what was wider stays
+    assert 323 < second.align_clip < 400 and 323 < second.tweak_max_dist < 400 and second.align_ref_border == 500
+    assert second.align_final_niter == 0
+    assert validate_parameters(second_parameters({"align_clip": -1}, None, 10.0)).align_clip == -1
+    assert set(SECOND_ATTEMPT) <= set(GrizliParameters.model_fields)
+    assert first == {"lean": True, "align_ref_border": 500, "tweak_threshold": 4.0}
+
+
+def test_a_survey_that_names_its_second_parameters_gets_these_alone() -> None:
+    assert second_parameters({"lean": True, "tweak_n_min": 8}, {"tweak_n_min": 5}, 10.0) == {
+        "lean": True,
+        "tweak_n_min": 5,
+    }
+    assert second_parameters({"lean": True}, {}, 10.0) == {"lean": True}
+    with pytest.raises(InputError, match="did you mean align_clip"):
+        second_parameters({}, {"align_klip": 5}, 10.0)
+
+
 # --- the working copy ----------------------------------------------------------------------
 
 
@@ -202,3 +232,77 @@ def test_the_copy_gets_what_grizli_reads(make_rate: MakeRate) -> None:
         assert sci["PA_V3"] == 112.0
         assert sci["RA_REF"] == pytest.approx(89.99) and sci["CRVAL1"] == pytest.approx(89.99)
         assert sci["CTYPE1"] == "RA---TAN"
+
+
+PRIOR = PointingPrior(
+    "a", (-812.5, 2400.25), 0.071, ((4.0, 0, 0), (0, 4.0, 0), (0, 0, 1e-6)), "exposure", ("b", "c"), ("d",)
+)
+
+
+def sky_of_pixels(sci: Any, va_scale: float = 1.00003) -> tuple[np.ndarray, np.ndarray]:
+    """Where a header's attitude puts pixels, by the simulator's own geometry, as assign_wcs has it."""
+    from panoramic.simulate import geometry
+
+    pointing = geometry.Pointing(sci["RA_REF"], sci["DEC_REF"], sci["ROLL_REF"], va_scale)
+    axis = np.linspace(0, 2047, 5)
+    x, y = (v.ravel() for v in np.meshgrid(axis, axis))
+    return geometry.aperture("nrcblong").pixel_to_sky(pointing, x, y)
+
+
+def separation_mas(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    vectors = []
+    for ra, dec in (first, second):
+        lon, lat = np.radians(ra), np.radians(dec)
+        vectors.append(np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]))
+    return float(np.linalg.norm(vectors[0] - vectors[1], axis=0).max() * 206264806.247)
+
+
+@pytest.mark.parametrize("place", [(150.1, 2.3), (0.0001, -31.2), (233.0, 89.99), (10.0, -89.9)])
+@pytest.mark.parametrize("offset", [0.0, 90.0])
+def test_a_prior_moves_the_whole_pointing(make_rate: MakeRate, place: tuple[float, float], offset: float) -> None:
+    """The telescope turns as a rigid body: every pixel's position is turned alike, in each way that a header tells."""
+    matrix = np.array([[-0.374, 0.927], [0.927, 0.374]])
+    cards = {f"PC{i}_{j}": float(matrix[i - 1, j - 1]) for i in (1, 2) for j in (1, 2)} | {
+        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 1024.5, "CRPIX2": 1024.5, "CRVAL1": place[0],
+        "CRVAL2": place[1], "CDELT1": 1.75e-5, "CDELT2": 1.76e-5, "PA_V3": 111.0, "PA_APER": 112.1, "RA_V1": place[0],
+        "DEC_V1": place[1] - 0.09, "V2_REF": -89.39, "V3_REF": -491.44,
+    }  # fmt: skip
+    path = make_rate(RA_REF=place[0], DEC_REF=place[1])
+    with fits.open(path, mode="update") as hdus:
+        hdus["SCI"].header.update(cards)
+        before = hdus["SCI"].header.copy()
+    complete_header(path, offset, asdict(PRIOR))
+    after = fits.getheader(path, "SCI")
+    rotation = rotation_of(Pointing(*place, PRIOR.shift_mas, PRIOR.roll_deg))
+
+    def turned(ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved = np.array([moved_position(rotation, a, d) for a, d in zip(ra, dec, strict=True)])
+        return moved[:, 0] + offset, moved[:, 1]
+
+    x, y = np.array([0.0, 2047, 2047, 0, 1000]), np.array([0.0, 0, 2047, 2047, 900])
+    for positions in (sky_of_pixels, lambda header: WCS(header).all_pix2world(x, y, 0)):
+        assert separation_mas(positions(after), turned(*positions(before))) < 1e-3
+    boresight = np.array([before["RA_V1"]]), np.array([before["DEC_V1"]])
+    assert separation_mas((np.array([after["RA_V1"]]), np.array([after["DEC_V1"]])), turned(*boresight)) < 1e-3
+    # all angles by about the roll and the turn of north, which differ from place to place near a pole
+    change = after["PA_APER"] - before["PA_APER"]
+    assert (after["ROLL_REF"] - before["ROLL_REF"] - change) % 360 == pytest.approx(0, abs=1e-9)
+    if abs(place[1]) < 80:
+        assert change == pytest.approx(0.071, abs=1e-3)
+        assert after["PA_V3"] - before["PA_V3"] == pytest.approx(change, abs=1e-4)
+
+
+def test_a_prior_of_an_exposure_with_few_keywords(make_rate: MakeRate) -> None:
+    path = make_rate()
+    complete_header(path, 0.0, asdict(PRIOR))
+    sci = fits.getheader(path, "SCI")
+    assert (sci["CRVAL1"], sci["CRVAL2"]) == (sci["RA_REF"], sci["DEC_REF"]) and sci["RA_REF"] != POINTING["RA_REF"]
+    assert sci["PA_V3"] == pytest.approx(112.071, abs=1e-4) and "RA_V1" not in sci
+
+
+def test_a_prior_in_the_log() -> None:
+    said = describe_prior(asdict(PRIOR))
+    assert said == (
+        "pointing prior: a moved by -812.50 mas east, 2400.25 mas north, 0.07100 deg from north to east "
+        "(from the exposure: b, c; left out d)"
+    )

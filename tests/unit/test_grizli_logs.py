@@ -116,7 +116,7 @@ REAL_MESSAGES = [
     (
         "get_photom_scale /venv/grizli/data/photom_correction.yml: NRCBLONG-F444W-CLEAR not found",
         "photometric_correction",
-        ("assoc",),
+        (A, B, C),
     ),
     (
         f"nircam_wisp_correction - {A}_rate.fits: /g/CONF/NircamWisp/wisps_nrcb4_f115w.fits not found",
@@ -137,8 +137,8 @@ REAL_MESSAGES = [
     (f"Snowball mask: {A}_rate.fits problem  fraction 31.02 > 30.00 turning off...", "snowballs", (A,)),
     (f"grizli.utils.jwst_snowblind_mask: {A}_rate.fits problem  fraction 31.0 > 30.00", "snowballs", (A,)),
     (" flag_nircam_hot_pixels: 9411 out of range", "hot_pixels", (A, B, C)),
-    ("2026-11-24 - jwst.flat - WARNING - No flat found or supplied; step will be skipped.", "flat_field", ("assoc",)),
-    ("stpipe - WARNING - Photom step will be skipped", "photometric_calibration", ("assoc",)),
+    ("2026-11-24 - jwst.flat - WARNING - No flat found or supplied; step will be skipped.", "flat_field", (A, B, C)),
+    ("stpipe - WARNING - Photom step will be skipped", "photometric_calibration", (A, B, C)),
     (
         "# !! First `prep` run failed with `run_tweak_align`. Try again",
         "relative_alignment",
@@ -162,12 +162,28 @@ def test_each_message_becomes_its_degradation(line: str, what: str, products: tu
     assert all(not d.intended and line.strip()[:40] in d.why for d in found)
 
 
-def test_each_pattern_is_tested_by_a_real_message() -> None:
-    lines = [line for line, _, _ in REAL_MESSAGES]
-    untested = {p.what for p in DEGRADATIONS} - {
-        p.what for p in DEGRADATIONS for line in lines if re.search(p.regex, line)
-    }
-    assert untested <= {"outliers", "exposure", "pixel_area"}
+STARTS = [
+    f"jwst_utils.initialize_jwst_image(**{{'filename': '{B}_rate.fits', 'verbose': True}})",
+    f"(   2/   3) Add exposure {B}_rate.fits (weight_type='jwst', rnoise_percentile=99)",
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_names_no_exposure_is_of_the_one_that_the_log_is_at(start: str) -> None:
+    message = " flag_nircam_hot_pixels: 9411 out of range"
+    (found,) = find_degradations([start, "Clip MAXDQBIT = 14", message], "assoc", STEMS)
+    assert (found.product, found.what) == (B, "hot_pixels")
+
+
+@pytest.mark.parametrize("end", ["prep.mask_snowballs(**{'visit': 1})", "Load visit information from ./visits.yaml"])
+def test_behind_the_last_exposure_it_is_of_all(end: str) -> None:
+    found = find_degradations([*STARTS, end, "# prep.apply_region_mask_from_db: query failed"], "assoc", STEMS)
+    assert [d.product for d in found] == [A, B, C]
+
+
+def test_a_message_that_names_its_exposure_is_of_that_one_wherever_the_log_is() -> None:
+    (found,) = find_degradations([STARTS[0], f"exposure_oneoverf_correction: failed for {A}_rate.fits"], "assoc", STEMS)
+    assert found.product == A
 
 
 def test_what_is_switched_off_on_purpose_is_recorded_as_intended() -> None:
@@ -242,6 +258,10 @@ def test_the_cause_of_a_failure() -> None:
     dotted = "crds.core.exceptions.CrdsNetworkError: no file"
     assert last_exception(dotted) == dotted
     assert last_exception("nothing") is None
+    bare = EXCEPTION.replace("TypeError: cannot unpack", "Exception: object deblending overflow, cannot unpack")
+    assert last_exception(bare) == "Exception: object deblending overflow, cannot unpack non-iterable bool object"
+    (found,) = find_degradations(bare.splitlines(), "assoc", STEMS)
+    assert "deblending overflow" in found.why
 
 
 def test_last_meaningful_lines_skip_rules_and_blanks() -> None:

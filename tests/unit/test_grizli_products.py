@@ -10,9 +10,11 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from panoramic.reduction.base import CATALOG_COLUMNS
+from panoramic.pointing import angle_change, moved_position, rotation_of
+from panoramic.reduction.base import CATALOG_COLUMNS, Pointing
 from panoramic.reduction.grizli_products import (
     ProductError,
+    pointing_correction,
     verify_exposure,
     write_catalog,
     write_exposure,
@@ -112,6 +114,57 @@ def test_the_core_of_a_bright_star_keeps_its_weight(files: tuple[Path, Path, Pat
         for place in (lost, snowball):
             assert hdus["WHT"].data[place] == 0
             assert hdus["DQ"].data[place] & 1
+
+
+def moved_cards(cards: dict[str, object], rotation: np.ndarray, scale: float = 1.0) -> dict[str, object]:
+    """The WCS after a rotation of the sky, and a scale about its reference pixel."""
+    place = float(cards["CRVAL1"]), float(cards["CRVAL2"])  # type: ignore[arg-type]
+    angle = np.radians(angle_change(rotation, *place))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * scale
+    matrix = turn @ np.array([[cards[f"CD{i}_{j}"] for j in (1, 2)] for i in (1, 2)], float)
+    ra, dec = moved_position(rotation, *place)
+    new = {f"CD{i}_{j}": float(matrix[i - 1, j - 1]) for i in (1, 2) for j in (1, 2)}
+    return {**cards, "CRVAL1": ra, "CRVAL2": dec, **new}
+
+
+@pytest.mark.parametrize("prior", [None, Pointing(359.9999, -60.0, (-3100.0, 900.0), 0.08)])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (180.0, 1.0002)])
+def test_the_correction_of_the_archives_pointing(
+    tmp_path: Path, prior: Pointing | None, offset: float, scale: float
+) -> None:
+    """From the archive's own pointing to the aligned one, whatever the working copy was moved by; a scale is left out."""
+    place = (359.9999, -60.0)
+    total = Pointing(*place, (210.0, -87.0), 0.05)
+    archive = {**wcs_cards(63.0), "CRVAL1": place[0], "CRVAL2": place[1], "CRPIX1": 1024.5, "CRPIX2": 1024.5,
+               "CD1_1": 1e-5, "CD1_2": 1.44e-5, "CD2_1": 1.44e-5, "CD2_2": -1e-5}  # fmt: skip
+    initial = archive if prior is None else moved_cards(archive, rotation_of(prior))
+    aligned = moved_cards(archive, rotation_of(total), scale)
+    for cards in (initial, aligned):
+        cards["CRVAL1"] = (cards["CRVAL1"] + offset) % 360  # type: ignore[operator]
+    reference: dict[str, object] = {"RA_REF": place[0], "DEC_REF": place[1]}
+    for name, cards in (("aligned", aligned), ("archive", reference)):
+        hdu = fits.ImageHDU(np.zeros((2, 2)), name="SCI")
+        hdu.header.update(cards)
+        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / f"{name}.fits")
+    given = None if prior is None else {"shift_mas": list(prior.shift_mas), "roll_deg": prior.roll_deg}
+    found = pointing_correction(
+        fits.Header(initial), tmp_path / "aligned.fits", tmp_path / "archive.fits", given, offset
+    )
+    assert (found.ra, found.dec) == place
+    assert found.shift_mas == pytest.approx(total.shift_mas, abs=0.01)
+    assert found.roll_deg == pytest.approx(total.roll_deg, abs=1e-7)
+
+
+def test_the_correction_is_in_the_header(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    pointing = Pointing(10.1, 2.0, (123.25, -4.5), 0.0125)
+    write_exposure(*files, tmp_path / "o.fits", PROVENANCE, 0.0, several=True, pointing=pointing)
+    header = fits.getheader(tmp_path / "o.fits")
+    assert (header["PNTDRA"], header["PNTDDEC"], header["PNTROLL"]) == (123.25, -4.5, 0.0125)
+    assert (
+        all("[mas]" in header.comments[key] for key in ("PNTDRA", "PNTDDEC")) and "[deg]" in header.comments["PNTROLL"]
+    )
+    write_exposure(*files, tmp_path / "p.fits", PROVENANCE, 0.0, several=True)
+    assert "PNTDRA" not in fits.getheader(tmp_path / "p.fits")
 
 
 def test_one_exposure_alone_has_no_outliers(files: tuple[Path, Path, Path], tmp_path: Path) -> None:

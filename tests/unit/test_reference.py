@@ -18,6 +18,7 @@ from panoramic.errors import InputError
 from panoramic.footprints import from_tangent_plane, unit_vectors
 from panoramic.reference import (
     MAS,
+    UNKNOWN_MOTION,
     at_epoch,
     cover_fraction,
     merge_own,
@@ -326,3 +327,13 @@ def test_the_digest_is_of_the_sources_and_not_of_their_order() -> None:
     assert sources_digest(to_reference_sources(table, "PS1")) != digest
     table["ra"][1] += 1e-8
     assert sources_digest(to_reference_sources(table, "GAIA")) != digest
+
+
+def test_an_unknown_motion_makes_an_old_position_less_certain() -> None:
+    rows = {"ra": [1.0, 1.1, 1.2], "dec": [2.0] * 3, "mag": [18.0] * 3, "ra_error": [10.0] * 3, "dec_error": [10.0] * 3}
+    table = standard_table(Table(rows | {"pm_ra": [np.nan, 0.0, np.nan], "pm_dec": [np.nan, 0.0, np.nan],
+                                         "epoch": [2016.0, 2016.0, np.nan]}), "made up")  # fmt: skip
+    later = at_epoch(table, 2024.0)
+    assert later["ra_error"][0] == pytest.approx(np.hypot(10, UNKNOWN_MOTION * 8))
+    assert list(later["ra_error"][1:]) == [10.0, 10.0]  # it stands still, or nobody knows since when
+    assert list(later["ra"]) == list(table["ra"])
