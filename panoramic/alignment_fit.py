@@ -18,6 +18,7 @@ from panoramic.alignment_offsets import mutual_pairs
 from panoramic.alignment_search import Pile, unrotated
 
 EARLY_MATCHES = 12
+VERY_FEW = 8
 _ROUNDS = 60
 _STEPS_PER_ROUND = 12
 # what a scatter can be at least: positions are never better than this
@@ -25,10 +26,10 @@ _FLOOR_ARCSEC = 2e-4
 _WIDEST_PAIR_ARCSEC = 0.6
 # scatter above the stated that has so small a chance is not explained by the positions' errors
 _UNEXPLAINED_CHANCE = 0.01
-# few sources with unexplained scatter: a Gaussian is hardly what they come from
-_UNEXPLAINED_EARLY_VARIANCE = 2.0
-# scatter that is longer one way than the other, by so small a chance, is taken as if long all ways; few tell it badly
-_LONGER_CHANCE, _LONGER_CHANCE_EARLY = 0.03, 0.2
+# the variance of a solution whose scatter is not explained is doubled up to so many matches, and less beyond
+_DOUBTFUL_MATCHES = 10.0
+# scatter that is longer one way than the other, by so small a chance, is taken as if long all ways
+_LONGER_CHANCE, _LONGER_CHANCE_DOUBTFUL = 0.03, 0.2
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def fit_pile(
     *,
     rotation: tuple[float, float],
     with_scale: bool = False,
+    cautious: bool = True,
 ) -> Fit | None:
     """Shift, rotation, and if told a scale, starting from a pile; None if it wanders off or has too few pairs.
 
@@ -87,6 +89,7 @@ def fit_pile(
     fewest : pairs.
     rotation : what is looked for at all, middle and half width in rad: few sources in a small field know it badly.
     with_scale : whether to fit a scale.
+    cautious : whether nothing else tells where the solution is.
     """
     from scipy.spatial import cKDTree
 
@@ -116,25 +119,32 @@ def fit_pile(
     turned = unrotated(source[i], angle) / (1 + scale)
     residual = turned - reference[j] - shift
     n = float(truth.sum())
-    common = float((width**2).mean())
+    stated, few = math.sqrt(float(np.median(own[believed]))), int(believed.sum()) < EARLY_MATCHES
+    unknown = not (own > 0).all()
+    contradicts = not unknown and _contradicts(residual, truth, own)
+    unexplained = unknown or contradicts
+    # a width on top of stated errors that explain the scatter would be noise, and makes the predicted error too large;
+    # few sources that stand alone can't tell
+    common = float((width**2).mean()) if unexplained or (few and cautious) else 0.0
     longest, shortest, round_chance = _elongation(residual, truth, common + own)
-    long = round_chance < (_LONGER_CHANCE if believed.sum() >= EARLY_MATCHES else _LONGER_CHANCE_EARLY)
-    if long:
+    long = round_chance < (_LONGER_CHANCE_DOUBTFUL if few or unexplained else _LONGER_CHANCE)
+    if long or common == 0:
         # the errors of both axes are then those of the longest direction, which need not be an axis
         width = np.full(2, math.sqrt(common))
     weight = truth[:, None] / (width**2 + own[:, None])
     normal, side = normal_equations(turned, residual, weight)
     normal[2, 2] += 1 / rotation[1] ** 2
     freedom = max(2 * n - 3, 1.0)
-    # the larger of the stated and the measured scatter, the latter known badly from few sources (Student)
-    inflation = max(1.0, float((weight * residual**2).sum()) / freedom * _student(freedom))
+    # the larger of the stated and the measured scatter; where the latter is all there is, or few sources stand alone,
+    # it is known badly (Student)
+    badly = unexplained or (few and cautious)
+    inflation = max(1.0, float((weight * residual**2).sum()) / freedom * (_student(freedom) if badly else 1.0))
     if long:
         # the longest of many is rather too long than too short
-        inflation = max(inflation, longest * (1.0 if n >= EARLY_MATCHES else _student(max(n - 1.5, 1.0))))
-    stated = math.sqrt(float(np.median(own[believed])))
-    unexplained = _unexplained(residual, truth, own)
-    if unexplained and int(believed.sum()) < EARLY_MATCHES:
-        inflation *= _UNEXPLAINED_EARLY_VARIANCE
+        inflation = max(inflation, longest * (_student(max(n - 1.5, 1.0)) if few else 1.0))
+    if contradicts or (unknown and few):
+        # a Gaussian is hardly what they come from, and what was matched may be a part of it
+        inflation *= 1 + min(1.0, _DOUBTFUL_MATCHES / n)
     everything = np.linalg.inv(normal)
     covariance = everything.copy()
     if not with_scale:
@@ -179,12 +189,10 @@ def _elongation(residual: np.ndarray, truth: np.ndarray, variance: np.ndarray) -
     return float(large), max(float(small), 0.0), roundness ** max(freedom - 1, 0.0)
 
 
-def _unexplained(residual: np.ndarray, truth: np.ndarray, own: np.ndarray) -> bool:
-    """Whether the scatter is well above the stated errors, or these are not known."""
+def _contradicts(residual: np.ndarray, truth: np.ndarray, own: np.ndarray) -> bool:
+    """Whether the scatter is well above the stated variances."""
     from scipy.special import gammaincc
 
-    if not (own > 0).all():
-        return True
     size = float((truth[:, None] * residual**2 / own[:, None]).sum())
     freedom = max(2 * float(truth.sum()) - 3, 1.0)
     return float(gammaincc(freedom / 2, size / 2)) < _UNEXPLAINED_CHANCE

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoramic.alignment_fit import EARLY_MATCHES, Fit
+from panoramic.alignment_fit import EARLY_MATCHES, VERY_FEW, Fit
 from panoramic.alignment_search import (
     NEIGHBOURHOOD_ARCSEC,
     SCALES_ARCSEC,
@@ -31,18 +31,18 @@ from panoramic.alignment_search import (
 _LARGEST_PART, _LARGEST_HEAP = 0.1, 0.15
 # and the chance below which they are no accident, for each of the three: with few matches, with a scatter larger than
 # stated, else; a solution that has everything for it is hardly a part of something wider
-_CHANCE_EARLY, _CHANCE_UNEXPLAINED, _CHANCE = 1e-2, 1e-3, 1e-4
-# what belongs to the solution's own scatter, in standard deviations: many matches have a few far out
-_CORE_EARLY, _CORE = 3.5, 4.5
+_CHANCE_EARLY, _CHANCE_UNEXPLAINED, _CHANCE = 1e-2, 2e-3, 1e-4
+# what belongs to the solution's own scatter, in standard deviations; nearer than that it moves many matches by little
+_CORE, _HARMLESS_ARCSEC = 3.5, 0.1
 _WINGS_ARCSEC = (0.2, 0.4, 0.8)
 _DIRECTIONS, _LENGTHS_ARCSEC = 16, (0.3, 0.6, 1.2)
 _HEAP_ARCSEC = 0.08
 # another solution that chance hardly makes, and is this part as high: an exposure that jumped, or a mixed reference
 _RIVAL_CHANCE, _RIVAL_PART, _RIVAL_ARCSEC = 1e-5, 0.25, 0.5
 # scatter longer one way than the other: what is no accident, and no longer small
-_LONG_CHANCE_EARLY, _LONG_CHANCE_UNEXPLAINED, _LONG_CHANCE, _LONG_ARCSEC = 1e-2, 1e-3, 1e-4, 0.03
+_LONG_CHANCE_EARLY, _LONG_CHANCE_UNEXPLAINED, _LONG_CHANCE, _LONG_ARCSEC = 1e-2, 3e-3, 1e-4, 0.03
 # few matches that scatter more than they should are no solution
-_FEW_UNEXPLAINED, _FEW_FACTOR = 8, 1.6
+_FEW_FACTOR = 1.6
 
 
 def wider_scatter(
@@ -55,20 +55,19 @@ def wider_scatter(
     if fit.round_chance < limit and excess > _LONG_ARCSEC:
         text = f"the {n} matched sources scatter by {1000 * fit.longest:.0f} mas along one direction, as in a smear"
         return text, {"n": n, "scatter_mas": 1000 * fit.longest, "chance": fit.round_chance, "limit": limit}
-    if fit.unexplained and n < _FEW_UNEXPLAINED and 0 < _FEW_FACTOR * fit.stated < fit.longest:
+    if fit.unexplained and n < VERY_FEW and 0 < _FEW_FACTOR * fit.stated < fit.longest:
         text = f"only {n} sources agree, and scatter by {1000 * fit.longest:.0f} mas, not {1000 * fit.stated:.0f}"
         return text, {"n": n, "scatter_mas": 1000 * fit.longest, "limit": 1000 * _FEW_FACTOR * fit.stated}
     offsets = unrotated(pairs.source, fit.rotation) - pairs.reference
     residual = offsets - fit.shift
     # a pair with large errors may lie farther out
-    sigmas = _CORE_EARLY if n < EARLY_MATCHES else _CORE
-    cores = np.maximum(sigmas * np.sqrt(fit.excess + variances[0][pairs.i] + variances[1][pairs.j]), SCALES_ARCSEC[0])
+    cores = np.maximum(_CORE * np.sqrt(fit.excess + variances[0][pairs.i] + variances[1][pairs.j]), SCALES_ARCSEC[0])
     distance = np.hypot(*residual.T)
     matched = np.unique(pairs.i[distance <= cores])
-    core = max(sigmas * float(fit.scatter.max()), SCALES_ARCSEC[0])
+    core = max(_CORE * float(fit.scatter.max()), SCALES_ARCSEC[0] if n < EARLY_MATCHES else _HARMLESS_ARCSEC)
     # a source without a partner in the solution: it should have none near it either
     lone = ~np.isin(pairs.i, matched) & (distance <= max(NEIGHBOURHOOD_ARCSEC, 2 * core))
-    lone &= ~np.isin(pairs.j, pairs.j[distance <= cores]) & (distance > 0.7 * core)
+    lone &= ~np.isin(pairs.j, pairs.j[distance <= cores]) & (distance > core)
     free = 1 - matched.size / max(np.unique(pairs.i).size, matched.size, 1)
     density = max(pair_density(offsets, fit.shift, max(_WINGS_ARCSEC) / 4, radius), search.mean_density()) * free
     rare = _CHANCE_EARLY if n < EARLY_MATCHES else _CHANCE_UNEXPLAINED if fit.unexplained else _CHANCE

@@ -223,7 +223,7 @@ def _measure(scene: _Scene, limits: _Limits, prior: PointingKnowledge | None = N
         return missing if prior is not None else _farther(search, limits) or missing
     turns = (0.0, max(limits.rotation, 1e-6))
     variances, fewest = scene.variances, limits.matches
-    fit = fit_pile(search.source, scene.reference, pile, variances, fewest, rotation=turns)
+    fit = fit_pile(search.source, scene.reference, pile, variances, fewest, rotation=turns, cautious=prior is None)
     if fit is None:
         return no_peak(pile, fewest, limits.early)
     if fit.i.size >= _SCALE_MATCHES and _SCALE_SIGMA * fit.scale_error < abs(fit.scale) < _LARGEST_SCALE:

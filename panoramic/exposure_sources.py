@@ -99,7 +99,7 @@ def find_exposure_sources(path: Path, dataset: str) -> ExposureSources:
         header = hdus["SCI"].header
         data = np.ascontiguousarray(hdus["SCI"].data, np.float32)
         weight = np.asarray(hdus["WHT"].data, np.float32)
-    wcs = WCS(header, relax=True)
+    wcs = WCS(header, relax=True, fix=False)
     unusable = ~(weight > 0) | ~np.isfinite(data)
     data[unusable] = 0.0
     table = _detect(sep, data, weight, unusable)

@@ -30,6 +30,7 @@ EXTERNAL = -1
 _REDUNDANCY = 1e-6
 # explanations whose gains differ by fewer sigmas of chi square can't be told apart
 _APART = 4.0
+_MOST_NAMED = 3
 _ROUNDS = 6
 _CONVERGED_MAS = 1e-6
 
@@ -254,8 +255,9 @@ def consistent_solution(network: Network, groups: Sequence[Pairs], sigma: float,
     """Solve, and take out what contradicts, the greatest cause first, until nothing does.
 
     A tie goes alone where leaving it out explains as much as leaving out an association, and no other tie does as well.
-    Else it is an association, or several that explain it equally well (a ring that doesn't close says nothing more);
-    not those of which more than twice the part of ties is at peace.
+    Else it is an association, or up to three that explain it equally well (a ring that doesn't close says no more);
+    then not those whose ties are strained in less than half the part. With more of them nobody is named, and what
+    contradicts is not used.
     """
     rotations = np.tile(np.eye(3), (len(network), 1, 1))
     kept = list(range(len(groups)))
@@ -268,21 +270,20 @@ def consistent_solution(network: Network, groups: Sequence[Pairs], sigma: float,
         beyond = {t.pairs: t for t in tests if t.beyond(sigma, mas)}
         if not beyond:
             return Consistent(rotations, matrix, tuple(kept), dropped, excluded)
-        tie, guilty = _blame(network, now, rotations, beyond)
-        if tie is not None:
-            dropped[kept[tie]] = beyond[tie]
-            del kept[tie]
-            continue
+        # a cause may pull at ties that stay just within the limits
+        strained = {t.pairs for t in tests if max(t.shift_sigma, t.turn_sigma) > sigma / 2} | set(beyond)
+        ties, guilty = _blame(network, now, rotations, beyond, strained)
+        dropped |= {kept[t]: beyond[t] for t in ties}
         for association in guilty:
-            own = [beyond[t] for t in beyond if association in (now[t].first, now[t].second)]
+            own = [t for t in tests if association in (now[t.pairs].first, now[t.pairs].second)]
             excluded[association] = max(own, key=lambda t: max(t.shift_sigma, t.turn_sigma))
-        kept = [k for k in kept if not {groups[k].first, groups[k].second} & set(guilty)]
+        kept = [k for k in kept if k not in dropped and not {groups[k].first, groups[k].second} & set(guilty)]
 
 
 def _blame(
-    network: Network, groups: Sequence[Pairs], rotations: Array, beyond: Collection[int]
-) -> tuple[int | None, list[int]]:
-    """The tie that contradicts, or the associations that do."""
+    network: Network, groups: Sequence[Pairs], rotations: Array, beyond: Collection[int], strained: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """The ties that are to go, or the associations."""
     total = network.misfit(groups, rotations)
 
     def gain(without: Collection[int]) -> float:
@@ -294,13 +295,14 @@ def _blame(
         return abs(one - other) < _APART * math.sqrt(2 * 3 * ties)
 
     ties = sorted(((gain([t]), t) for t in beyond), key=lambda pair: (-pair[0], pair[1]))
-    suspects = sorted({end for t in beyond for end, _ in groups[t].ends()})
+    suspects = sorted({end for t in strained for end, _ in groups[t].ends()})
     of = {s: [t for t, pairs in enumerate(groups) if s in (pairs.first, pairs.second)] for s in suspects}
     gains = {s: gain(of[s]) + 3 for s in suspects}
     best = max(suspects, key=lambda s: (gains[s], -s))
     alone = len(ties) == 1 or not alike(ties[0][0], ties[1][0], 2)
     if alone and (ties[0][0] > gains[best] or alike(ties[0][0], gains[best], 1 + len(of[best]))):
-        return ties[0][1], []
+        return [ties[0][1]], []
     equal = [s for s in suspects if alike(gains[s], gains[best], len(of[s]) + len(of[best]))]
-    part = {s: sum(t in beyond for t in of[s]) / len(of[s]) for s in equal}
-    return None, [s for s in equal if part[s] > max(part.values()) / 2]
+    part = {s: sum(t in strained for t in of[s]) / len(of[s]) for s in equal}
+    guilty = [s for s in equal if part[s] > max(part.values()) / 2]
+    return ([], guilty) if len(guilty) <= _MOST_NAMED else (sorted(beyond), [])

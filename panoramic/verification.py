@@ -67,8 +67,9 @@ def measure_alignment(
     -------
     measurement : all offsets, or why there are none.
     pairs : the matched pairs: ``dataset``, ``kind``, ``x``, ``y`` (0-based detector pixels), ``mag``, ``dra``,
-        ``ddec`` (mas, as the products stand), ``dx``, ``dy`` (the same in detector pixels), ``before_dra``, ``before_ddec`` (by the archive's pointing; NaN where
-        unknown), ``used`` (False: near, but not part of any solution).
+        ``ddec`` (mas, as the products stand), ``dx``, ``dy`` (the same in detector pixels), ``before_dra``,
+        ``before_ddec`` (by the archive's pointing; NaN where unknown), ``used`` (False: near, but not part of any
+        solution).
 
     Raises
     ------

@@ -95,8 +95,8 @@ def _part(home: Home, association: Association) -> _Part | None:
     judgement = home.database.judgement(association)
     rejected = judgement is not None and judgement.decision == "held_back"
     between = any(c.passed is False for c in stored.verdict.of("relative_alignment"))
-    absolute = stored.measurement.absolute
-    by_its_visit = absolute is not None and absolute.with_prior
+    # what its visit placed was moved from where the engine left it, and needs the visit's word to be judged
+    by_its_visit = bool(stored.attempts) and stored.attempts[-1]["attempt"] == "visit"
     if rejected or between or by_its_visit or not products_stand(home, association.name):
         return None
     catalog = Table.read(home.storage.path(f"{association_folder(association.name)}/{stored.result.catalog}"))

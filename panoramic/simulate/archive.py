@@ -33,7 +33,7 @@ from panoramic.simulate.geometry import filter_offset
 from panoramic.simulate.headers import CONTEXT, metadata_row
 from panoramic.simulate.plan import PlannedExposure, plan_exposures, wheel
 from panoramic.simulate.program import MissingExposure, Simulation
-from panoramic.simulate.sky import make_sources
+from panoramic.simulate.sky import make_sky, sources_of
 
 VERSION = 1
 """Of the simulator: raise it whenever the same description would give other bytes."""
@@ -188,7 +188,7 @@ def _describe(simulation: Simulation, path: Path, plans: list[PlannedExposure], 
 
 def _write_sources(simulation: Simulation, path: Path, plans: list[PlannedExposure]) -> Table:
     bands = sorted({p.band for p in plans})
-    sources = vstack([make_sources(simulation, k, bands) for k in range(len(simulation.fields))])
+    sources = make_sky(simulation, bands)
     (path / "truth").mkdir(exist_ok=True)
     _write_table(sources, path / "truth" / "sources.fits")
     return sources
@@ -299,7 +299,7 @@ def _one(simulation: Simulation, plan: PlannedExposure, sources: Table | None, f
     if sources is None:
         sources = Table.read(folder.parent / "truth" / "sources.fits")
         sources.convert_bytestring_to_unicode()
-    return make_exposure(simulation, plan, sources[np.asarray(sources["field"]) == plan.field], folder, work)
+    return make_exposure(simulation, plan, sources_of(simulation, sources, plan.field), folder, work)
 
 
 def _write_metadata(simulation: Simulation, plans: list[PlannedExposure], path: Path, work: Path) -> None:

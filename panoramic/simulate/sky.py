@@ -12,9 +12,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
+from panoramic.reference import move
 from panoramic.simulate.geometry import ARCSEC, rotate, sky_of, unit_vectors
 from panoramic.simulate.instrument import FILTERS
 from panoramic.simulate.plan import field_of_view, generator, visit_attitude
@@ -108,6 +109,47 @@ def make_sources(simulation: Simulation, index: int, bands: list[str]) -> Table:
     out["pa"] = np.where(is_star, 0.0, rng.uniform(0, 180, n))
     out["pm_ra"], out["pm_dec"] = np.where(is_star, motion, 0.0)
     return out
+
+
+def make_sky(simulation: Simulation, bands: list[str]) -> Table:
+    """The sources of all fields: where visits overlap, the sky is that of the first of them.
+
+    Returns
+    -------
+    Table
+        As `make_sources` gives it; ``field`` is the field that a source was drawn for, each source comes once.
+    """
+    parts = []
+    for index in range(len(simulation.fields)):
+        own = make_sources(simulation, index, bands)
+        known = np.zeros(len(own), bool)
+        for earlier in range(index):
+            known |= _in_view(simulation, earlier, own)
+        parts.append(own[~known])
+    return vstack(parts)
+
+
+def sources_of(simulation: Simulation, sources: Table, index: int) -> Table:
+    """The sources that a field's exposures can see, at the date of its first exposure, whatever field drew them."""
+    owner = np.asarray(sources["field"])
+    own, others = sources[owner == index], sources[(owner != index) & _in_view(simulation, index, sources)]
+    if len(others) == 0:
+        return own
+    dates = np.array([julian_year(datetime.fromisoformat(f.start).replace(tzinfo=UTC)) for f in simulation.fields])
+    ra, dec, pm_ra, pm_dec = (np.asarray(others[c], float) for c in ("ra", "dec", "pm_ra", "pm_dec"))
+    ra, dec, _, _ = move(ra, dec, pm_ra, pm_dec, dates[index] - dates[np.asarray(others["field"])])
+    others["ra"], others["dec"] = ra, dec
+    return vstack([own, others])
+
+
+def _in_view(simulation: Simulation, index: int, sources: Table) -> NDArray[np.bool_]:
+    """Which sources lie where those of a field are drawn."""
+    low2, high2, low3, high3 = field_of_view(simulation)
+    sky = unit_vectors(np.radians(sources["ra"]), np.radians(sources["dec"]))
+    # a rotation's inverse is its transpose
+    x, y, z = np.moveaxis(rotate(visit_attitude(simulation, index).T, sky), -1, 0)
+    v2, v3 = np.arctan2(y, x) / ARCSEC, np.arctan2(z, np.hypot(x, y)) / ARCSEC
+    return np.asarray((v2 > low2) & (v2 < high2) & (v3 > low3) & (v3 < high3))
 
 
 def _draw_colours(rng: np.random.Generator, mag: Array, is_star: NDArray[np.bool_]) -> Callable[[float], Array]:

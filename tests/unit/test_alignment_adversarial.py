@@ -239,7 +239,7 @@ def test_few_references_are_enough_with_a_prior(seed: int, references: int) -> N
     found = right(world.measure(exposure, prior=knowledge(790, -495, 0.055)), (0.8, -0.5), 0.05)
     assert found.with_prior
     assert found.n >= 3
-    assert max(found.err_ra, found.err_dec) < 20
+    assert max(found.err_ra, found.err_dec) < 22
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,7 +10,7 @@ from panoramic.simulate.geometry import ARCSEC, unit_vectors
 from panoramic.simulate.instrument import NPIX
 from panoramic.simulate.plan import plan_exposures
 from panoramic.simulate.program import Simulation, default_simulation
-from panoramic.simulate.sky import GALAXY_COUNTS, draw_magnitudes, julian_year, make_sources
+from panoramic.simulate.sky import GALAXY_COUNTS, draw_magnitudes, julian_year, make_sky, make_sources, sources_of
 
 
 def changed(**update):
@@ -141,3 +141,24 @@ def test_offset_sky_moves_by_the_length(ra, dec, east, north):
     out = offset_sky(np.array([ra]), np.array([dec]), np.array([east]), np.array([north]))
     a, b = unit_vectors(np.radians(ra), np.radians(dec)), unit_vectors(np.radians(out[0]), np.radians(out[1]))[0]
     assert np.linalg.norm(a - b) / ARCSEC * 1000 == pytest.approx(np.hypot(east, north), abs=1e-3)
+
+
+def test_visits_that_overlap_see_one_sky():
+    pointing = {"ra": 53.02, "dec": -27.8, "v3pa": 47.5, "start": "2025-07-19T17:03:00", "observation": 1}
+    near = pointing | {"ra": 53.036, "dec": -27.807, "start": "2026-07-19T17:03:00", "observation": 2}
+    far = pointing | {"ra": 200.0, "observation": 3}
+    simulation = changed(fields=[pointing, near, far])
+    sky = make_sky(simulation, ["F444W"])
+    first, second, third = (sources_of(simulation, sky, k) for k in range(3))
+    # what both see is the same objects, moved by their own motion in the year between
+    common, i, j = np.intersect1d(first["id"], second["id"], return_indices=True)
+    assert len(common) > 800
+    apart = 3.6e6 * (np.asarray(second["dec"])[j] - np.asarray(first["dec"])[i])
+    assert np.allclose(apart, np.asarray(first["pm_dec"])[i] * 365 / 365.25, atol=0.01)
+    assert not np.intersect1d(first["id"], third["id"]).size
+    # no field of view is emptier or fuller for it, and no two sources are one
+    for k, seen in enumerate((first, second)):
+        alone = make_sources(simulation, k, ["F444W"])
+        assert abs(len(seen) - len(alone)) < 5 * np.sqrt(len(alone))
+    assert len(np.unique(sky["id"])) == len(sky)
+    assert np.array_equal(sources_of(simulation, sky, 2)["ra"], make_sources(simulation, 2, ["F444W"])["ra"])
