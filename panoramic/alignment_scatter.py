@@ -33,7 +33,7 @@ _LARGEST_PART, _LARGEST_HEAP = 0.1, 0.15
 # stated, else; a solution that has everything for it is hardly a part of something wider
 _CHANCE_EARLY, _CHANCE_UNEXPLAINED, _CHANCE = 1e-2, 2e-3, 1e-4
 # what belongs to the solution's own scatter, in standard deviations; nearer than that it moves many matches by little
-_CORE, _HARMLESS_ARCSEC = 3.5, 0.1
+_CORE, _HARMLESS_ARCSEC, _MANY_MATCHES = 3.5, 0.1, 24
 _WINGS_ARCSEC = (0.2, 0.4, 0.8)
 _DIRECTIONS, _LENGTHS_ARCSEC = 16, (0.3, 0.6, 1.2)
 _HEAP_ARCSEC = 0.08
@@ -64,7 +64,7 @@ def wider_scatter(
     cores = np.maximum(_CORE * np.sqrt(fit.excess + variances[0][pairs.i] + variances[1][pairs.j]), SCALES_ARCSEC[0])
     distance = np.hypot(*residual.T)
     matched = np.unique(pairs.i[distance <= cores])
-    core = max(_CORE * float(fit.scatter.max()), SCALES_ARCSEC[0] if n < EARLY_MATCHES else _HARMLESS_ARCSEC)
+    core = max(_CORE * float(fit.scatter.max()), _HARMLESS_ARCSEC if n >= _MANY_MATCHES else SCALES_ARCSEC[0])
     # a source without a partner in the solution: it should have none near it either
     lone = ~np.isin(pairs.i, matched) & (distance <= max(NEIGHBOURHOOD_ARCSEC, 2 * core))
     lone &= ~np.isin(pairs.j, pairs.j[distance <= cores]) & (distance > core)

@@ -29,6 +29,8 @@ _MOST_PAIRS = 200_000
 _PLACES_PER_DISC = 12.0
 _CANDIDATES = 6
 _MERGE_ARCSEC = 0.05
+# neighbours of rows that are looked for, and of how many rows there must be more than chance puts there
+_COPIES_ARCSEC, _COPIES_PART = (0.1, 0.2, 0.35), 0.15
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,49 @@ class Pile:
     log_chance: float
 
 
-def objects(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean position of each group of points closer than 50 mas, and the row that stands for it (its first)."""
+def objects(points: np.ndarray, radius: float = _MERGE_ARCSEC) -> tuple[np.ndarray, np.ndarray]:
+    """Mean position of each group of points closer than ``radius`` (arcsec), and the row that stands for it."""
     from scipy.spatial import cKDTree
 
     if len(points) == 0:
         return points, np.empty(0, int)
-    labels = connected(cKDTree(points).query_pairs(_MERGE_ARCSEC, output_type="ndarray"), len(points))
+    labels = connected(cKDTree(points).query_pairs(radius, output_type="ndarray"), len(points))
     _, first, group, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     # the first row alone would be the southernmost one
     means = [np.bincount(group, weights=axis) / sizes for axis in points.T]
     return np.column_stack(means), first
+
+
+def copies_radius(points: np.ndarray) -> float:
+    """How near (arcsec) rows are copies of one object: more than 50 mas where many have a neighbour so near.
+
+    Of several copies that scatter, the nearest to a solution is matched, which then confirms itself. Copies that are
+    all displaced alike are another catalogue, and stay.
+    """
+    from scipy.spatial import cKDTree
+
+    means, _ = objects(points)
+    if len(means) < 2:
+        return _MERGE_ARCSEC
+    tree, area = cKDTree(means), max(float(np.prod(np.ptp(points, axis=0))), 1.0)
+    radius, seen = _MERGE_ARCSEC, 0
+    for wider in _COPIES_ARCSEC:
+        near = tree.query_pairs(wider, output_type="ndarray")
+        by_chance = len(means) ** 2 * math.pi * wider**2 / (2 * area)
+        ring, seen = len(near) - seen, len(near)
+        if ring > max(_COPIES_PART * len(means), 4 * by_chance) and not _displaced_alike(
+            means[near[:, 0]] - means[near[:, 1]]
+        ):
+            radius = wider
+    return radius
+
+
+def _displaced_alike(apart: np.ndarray) -> bool:
+    """Whether most of some displacements, whose signs mean nothing, lie in one place."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(np.concatenate([apart, -apart]))
+    return max(map(len, tree.query_ball_point(apart, SCALES_ARCSEC[0]))) > len(apart) / 2
 
 
 def brightest_first(magnitude: np.ndarray | None, rows: np.ndarray) -> np.ndarray:

@@ -23,7 +23,16 @@ from panoramic.alignment_fit import EARLY_MATCHES, Fit, fit_pile, variance_at
 from panoramic.alignment_offsets import catalogue_centre, known_variances, plane_positions
 from panoramic.alignment_prior import PointingKnowledge, combine
 from panoramic.alignment_scatter import rival, wider_scatter
-from panoramic.alignment_search import SCALES_ARCSEC, Pairs, Pile, Search, brightest_first, objects, unrotated
+from panoramic.alignment_search import (
+    SCALES_ARCSEC,
+    Pairs,
+    Pile,
+    Search,
+    brightest_first,
+    copies_radius,
+    objects,
+    unrotated,
+)
 from panoramic.footprints import mean_position
 
 __all__ = ["Cause", "PointingKnowledge", "Refusal", "Solution", "measure_solution"]
@@ -34,6 +43,8 @@ _SCALE_MATCHES, _SCALE_SIGMA, _LARGEST_SCALE = 100, 5.0, 1e-3
 _BEYOND_FACTOR = 4.0
 # few matches must be this part of the sources or of the references, whichever are fewer
 _SMALLEST_PART_EARLY = 0.2
+# and their predicted error this part of the largest: a few of a wide scatter agree by accident
+_ERROR_EARLY = 2 / 3
 # how far from its prior a solution is looked for
 _PRIOR_SIGMAS = 4.0
 
@@ -111,7 +122,8 @@ def measure_solution(
     Parameters
     ----------
     ra, dec : of the catalogue, deg, shape (N,); rows that are not finite are left out.
-    ref_ra, ref_dec : of the reference, deg, shape (M,); rows closer than 50 mas to each other count as one.
+    ref_ra, ref_dec : of the reference, deg, shape (M,); rows closer than 50 mas to each other count as one;
+        the same up to 350 mas where many more are that near than chance makes, as in a merged catalogue.
     search_radius_arcsec : largest shift at the field's centre that is accepted.
     largest_rotation_deg : largest rotation that is looked for, either way.
     footprint : (K, 2) RA and Dec of the corners, deg, which set centre and corners of the field; None: taken from the
@@ -122,7 +134,8 @@ def measure_solution(
     maximum_chance, maximum_chance_early : greatest expected number of chance piles, from and below 12 matches.
     minimum_contrast : smallest ratio of the best pile's height to that of the next solution.
     largest_scatter_mas : of one pair about the solution, the larger axis.
-    largest_error_mas : predicted error at the field's centre, the larger axis.
+    largest_error_mas : predicted error at the field's centre, the larger axis; two thirds of it below 12 matches that
+        stand alone.
     prior : what is known of the pointing, as the visit's other detectors say; it belongs to the centre of the
         footprint. It enters the solution as an observation.
     minimum_matches_with_prior : the same as ``minimum_matches``, within 4 standard errors of the prior.
@@ -200,7 +213,7 @@ def _scene(
     corners = _corners(source, footprint, centre)
     slack = limits.rotation * float(np.hypot(*corners.T).max())
     around = _around(seen, source, max(_BEYOND_FACTOR * limits.radius, 1.0) + slack)
-    seen, single = objects(seen[around])
+    seen, single = objects(seen[around], copies_radius(seen[around]))
     ref_rows = ref_rows[around][single]
     inside = _around(seen, source, limits.radius + slack).size
     if inside < fewest:
@@ -295,9 +308,11 @@ def _judged(
     return _too_uncertain(fit, limits.error) or other.contrast
 
 
-def _too_uncertain(fit: Fit, largest: float) -> Refusal | None:
+def _too_uncertain(fit: Fit, largest: float, *, with_prior: bool = False) -> Refusal | None:
     """A refusal where the shift is known to less than ``largest`` (arcsec) on the worse axis."""
     predicted = math.sqrt(float(fit.covariance.diagonal()[:2].max()))
+    if fit.i.size < EARLY_MATCHES and not with_prior:
+        largest *= _ERROR_EARLY
     if predicted <= largest:
         return None
     return Refusal(
@@ -326,7 +341,9 @@ def _with_prior(scene: _Scene, found: _Found, prior: PointingKnowledge, limits: 
     fit = replace(fit, shift=both.solution[:2], rotation=float(both.solution[2]), covariance=covariance)
     if np.hypot(*fit.shift) > limits.radius + 3 * math.sqrt(float(np.trace(both.covariance[:2, :2]))):
         return beyond(found.pile, fit.shift, limits.radius)
-    return _too_uncertain(fit, limits.error) or _solution(scene, replace(found, fit=fit), with_prior=True)
+    return _too_uncertain(fit, limits.error, with_prior=True) or _solution(
+        scene, replace(found, fit=fit), with_prior=True
+    )
 
 
 def _solution(scene: _Scene, found: _Found, *, with_prior: bool = False) -> Solution:

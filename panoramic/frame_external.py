@@ -157,11 +157,12 @@ def _joint(network: Network, ties: Sequence[Pairs], rotations: Array, sets: Sequ
     squared = _squared(plain, rotations)
     # half the squared length has the median 0.693 of a Gaussian's variance
     width2 = max(float(np.median(squared)) / 2 / math.log(2) - float(np.median(own)), 0.0)
-    reach2 = max(float(squared.max()), 16 * float(np.median(own) + width2))
     part, truth, variance = 0.7, np.ones(len(own)), own + width2
     matrix = np.empty((0, 0))
     for _ in range(_ROUNDS):
         variance = np.maximum(own + width2, 1e-6)
+        # false pairs lie as far as the farthest that was matched; by the present solution, so that no start matters
+        reach2 = max(float(squared.max()), 16 * float(np.median(variance)))
         gauss = part * np.exp(-squared / 2 / variance) / (2 * variance)
         truth = gauss / (gauss + (1 - part) / reach2)
         before = rotations

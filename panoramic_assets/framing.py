@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from panoramic.alignment import judge, overruled
+from panoramic.alignment import Criterion, Verdict, judge, overruled
 from panoramic.alignment_solution import Solution, measure_solution
 from panoramic.associations import Association
 from panoramic.errors import InputError, ReferenceCatalogUnavailableError
@@ -165,7 +165,26 @@ def _move_all(home: Home, parts: Sequence[_Part], solution: FrameSolution | None
         if step is None and _judged_by(part.stored, reference):
             continue
         outcomes[name] = _move(home, part, step, reference, solution, log)
+    for part in parts:
+        name = part.association.name
+        why = solution.of(name).excluded if solution is not None else None
+        if why is not None:
+            outcomes[name] = _hold_back(home, part, why, log)
     return outcomes
+
+
+def _hold_back(home: Home, part: _Part, why: str, log: Log) -> Outcome:
+    """Hold an association back whose overlaps contradict all others: either it or they are wrong by more than errors."""
+    name = part.association.name
+    said = Criterion("absolute_alignment", "ties to overlapping associations", None, None, "", False, note=why)
+    before = part.stored.verdict
+    criteria = (*(c for c in before.criteria if c.name != said.name), said)
+    causes = dict.fromkeys([c for c in (before.cause, str(said)) if c])
+    verdict = Verdict(name, "held_back", criteria, "; ".join(causes))
+    verdict = overruled(verdict, home.database.judgement(part.association))
+    home.database.put_verdict(verdict)
+    log(f"{name}: {verdict.status} {verdict.cause} (field's frame)")
+    return outcome_of(part.association, part.stored._replace(verdict=verdict))
 
 
 def _is_tied(solution: FrameSolution, name: str) -> bool:

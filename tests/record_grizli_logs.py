@@ -227,8 +227,8 @@ CASES = (
     Case("wisp_region", "the detector in grizli's nircam_wisp.yml", of_both("wisp_template"), band="F115W",
          inject="wisp_region"),
     Case("sky_flat", "sky flat of a filter for which grizli prefers one", of_both("sky_flat"), band="F250M"),
-    Case("photometric_correction", "entry in photom_correction.yml", of_both("photometric_correction"),
-         change=old_context, parameters={"sky_flats": False}),
+    # grizli asks for it only when it drizzles mosaics of its own, which nothing here lets it do
+    Case("photometric_correction", "entry in photom_correction.yml", (), change=old_context, parameters={"sky_flats": False}),
     Case("area", "pixel area map", of_both("pixel_area"), change=not_applicable("area"),
          due_in_products=of_both("pixel_area")),
     # neither log nor products say a word of it
@@ -247,9 +247,9 @@ CASES = (
          of_both("pure_parallel_pointing"), inject="guide_star_log",
          change=keywords(None, VISITYPE="PARALLEL_PURE", CAL_VER="1.15.1")),
     # the hole's edge is so uneven that finding sources overflows, and grizli runs again without aligning
-    Case("half_nan", "half of the second exposure", ((ASSOCIATION, "relative_alignment"),),
+    Case("half_nan", "half of the second exposure", ((ASSOCIATION, "relative_alignment"), (SECOND, "usable_area")),
          change=pixels(nan_rows(0.5)), due_in_products=of_exposure("usable_area")),
-    Case("all_nan", "all pixels of the second exposure", (), change=pixels(nan_rows(1.0))),
+    Case("all_nan", "all pixels of the second exposure", of_exposure("usable_area"), change=pixels(nan_rows(1.0))),
     Case("snowballs", "a snowball mask of the second exposure that can be believed", of_exposure("snowballs"),
          change=pixels(flagged_jumps)),
     Case("hot_pixels", "a hot pixel list of the second exposure that can be believed", of_exposure("hot_pixels"),

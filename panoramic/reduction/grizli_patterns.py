@@ -62,7 +62,14 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         rf"update_pure_parallel_wcs: (?:par_file=')?{FILE}'? couldn't find corresponding exposure",
         "the guide star log has no entry for a pure-parallel exposure",
     ),
-    # utils.get_photom_scale
+    # prep.fix_flt_nan, once after an exposure was calibrated; 840,000 pixels are a fifth of the detector
+    Pattern(
+        "usable_area",
+        r"^Fix (?:8[4-9]\d{4}|9\d{5}|\d{7,}) NaN pixels in extension",
+        "more than a fifth of the exposure has no value (NaN)",
+        per_exposure=True,
+    ),
+    # utils.get_photom_scale, which only drizzling of mosaics calls, not preprocessing
     Pattern(
         "photometric_correction",
         r"get_photom_scale .*photom_correction.yml: [\w-]+ not found",
