@@ -21,6 +21,7 @@ import numpy as np
 from panoramic.alignment_answers import Cause, Refusal, Solution, beyond, no_peak, too_few
 from panoramic.alignment_fit import EARLY_MATCHES, Fit, fit_pile, variance_at
 from panoramic.alignment_offsets import catalogue_centre, known_variances, plane_positions
+from panoramic.alignment_plane import around, corners, in_order
 from panoramic.alignment_prior import PointingKnowledge, combine
 from panoramic.alignment_scatter import rival, wider_scatter
 from panoramic.alignment_search import (
@@ -195,7 +196,7 @@ def _scene(
 ) -> _Scene | Refusal:
     """Both catalogues in the plane; a refusal where they have too few objects in the same area."""
     ra, dec, ref_ra, ref_dec = (np.atleast_1d(np.asarray(v, float)) for v in (*catalog, *reference))
-    rows, ref_rows = _in_order(ra, dec), _in_order(ref_ra, ref_dec)
+    rows, ref_rows = in_order(ra, dec), in_order(ref_ra, ref_dec)
     if rows.size < fewest:
         return too_few(Cause.TOO_FEW_SOURCES, rows.size, fewest)
     if ref_rows.size < fewest:
@@ -210,16 +211,16 @@ def _scene(
     rows = rows[single]
     if rows.size < fewest:
         return too_few(Cause.TOO_FEW_SOURCES, rows.size, fewest)
-    corners = _corners(source, footprint, centre)
-    slack = limits.rotation * float(np.hypot(*corners.T).max())
-    around = _around(seen, source, max(_BEYOND_FACTOR * limits.radius, 1.0) + slack)
-    seen, single = objects(seen[around], copies_radius(seen[around]))
-    ref_rows = ref_rows[around][single]
-    inside = _around(seen, source, limits.radius + slack).size
+    edges = corners(source, footprint, centre)
+    slack = limits.rotation * float(np.hypot(*edges.T).max())
+    near = around(seen, source, max(_BEYOND_FACTOR * limits.radius, 1.0) + slack)
+    seen, single = objects(seen[near], copies_radius(seen[near]))
+    ref_rows = ref_rows[near][single]
+    inside = around(seen, source, limits.radius + slack).size
     if inside < fewest:
         return too_few(Cause.TOO_FEW_REFERENCES, inside, fewest)
     variances = known_variances(errors[0], rows), known_variances(errors[1], ref_rows)
-    return _Scene(centre, corners, source, seen, rows, ref_rows, brightest_first(magnitude, rows), variances)
+    return _Scene(centre, edges, source, seen, rows, ref_rows, brightest_first(magnitude, rows), variances)
 
 
 def _measure(scene: _Scene, limits: _Limits, prior: PointingKnowledge | None = None) -> _Found | Refusal:
@@ -380,24 +381,3 @@ def _solution(scene: _Scene, found: _Found, *, with_prior: bool = False) -> Solu
         ref_index=scene.ref_rows[fit.j],
         with_prior=with_prior,
     )
-
-
-def _in_order(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-    """Finite rows, always in the same order of positions, so that the given order can't matter."""
-    finite = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    return finite[np.lexsort((ra[finite] % 360.0, dec[finite]))]
-
-
-def _corners(source: np.ndarray, footprint: np.ndarray | None, centre: tuple[float, float]) -> np.ndarray:
-    """Corners of the field in the plane, arcsec, (K, 2)."""
-    if footprint is not None:
-        vertices = np.asarray(footprint, float)
-        return plane_positions(vertices[:, 0], vertices[:, 1], centre)
-    (west, south), (east, north) = source.min(axis=0), source.max(axis=0)
-    return np.array([[west, south], [east, south], [east, north], [west, north]])
-
-
-def _around(reference: np.ndarray, source: np.ndarray, reach: float) -> np.ndarray:
-    """Rows of the reference in the sources' rectangle widened by ``reach`` (arcsec)."""
-    low, high = source.min(axis=0) - reach, source.max(axis=0) + reach
-    return np.flatnonzero(((reference > low) & (reference < high)).all(axis=1))

@@ -174,7 +174,7 @@ def _move_all(home: Home, parts: Sequence[_Part], solution: FrameSolution | None
 
 
 def _hold_back(home: Home, part: _Part, why: str, log: Log) -> Outcome:
-    """Hold an association back whose overlaps contradict all others: either it or they are wrong by more than errors."""
+    """Hold an association back whose overlaps contradict all others: it or they are wrong by more than errors."""
     name = part.association.name
     said = Criterion("absolute_alignment", "ties to overlapping associations", None, None, "", False, note=why)
     before = part.stored.verdict

@@ -188,12 +188,16 @@ def nan_rows(share: float) -> Callable[[Any], None]:
     return edit
 
 
-def flagged_jumps(hdus: Any) -> None:
-    hdus[0].header["CAL_VER"] = "1.13.4"
-    # four discs of cosmic rays over a third of the detector
-    y, x = np.mgrid[:2048, :2048]
-    for cx, cy in ((500, 500), (500, 1500), (1500, 500), (1500, 1500)):
-        hdus["DQ"].data[np.hypot(x - cx, y - cy) < 400] |= 4
+def flagged_jumps(radius: int, **values: object) -> Callable[[Any], None]:
+    """Four discs of pixels that are flagged as cosmic rays; primary keywords."""
+
+    def edit(hdus: Any) -> None:
+        hdus[0].header.update(values)
+        y, x = np.mgrid[:2048, :2048]
+        for cx, cy in ((500, 500), (500, 1500), (1500, 500), (1500, 1500)):
+            hdus["DQ"].data[np.hypot(x - cx, y - cy) < radius] |= 4
+
+    return edit
 
 
 def hot_pixels(hdus: Any) -> None:
@@ -242,7 +246,7 @@ CASES = (
     Case("photom", "flux scale", (), change=not_applicable("photom")),
     Case("distortion", "distortion", (), change=not_applicable("distortion")),
     Case("measured_pointing", "measured pointing of the second exposure", of_exposure("measured_pointing"),
-         change=keywords(1, ENGQLPTG="PLANNED")),
+         change=keywords(1, ENGQLPTG="PLANNED"), due_in_products=of_exposure("measured_pointing")),
     Case("guide_star_log", "guide star log: not answering for the first exposure, without an entry for the second",
          of_both("pure_parallel_pointing"), inject="guide_star_log",
          change=keywords(None, VISITYPE="PARALLEL_PURE", CAL_VER="1.15.1")),
@@ -251,7 +255,9 @@ CASES = (
          change=pixels(nan_rows(0.5)), due_in_products=of_exposure("usable_area")),
     Case("all_nan", "all pixels of the second exposure", of_exposure("usable_area"), change=pixels(nan_rows(1.0))),
     Case("snowballs", "a snowball mask of the second exposure that can be believed", of_exposure("snowballs"),
-         change=pixels(flagged_jumps)),
+         change=pixels(flagged_jumps(260, CAL_VER="1.13.4", VISITYPE="PRIME_TARGETED_FIXED"))),
+    Case("jump_flags", "cosmic-ray flags of the second exposure that can be believed", of_exposure("jump_detection"),
+         change=pixels(flagged_jumps(400))),
     Case("hot_pixels", "a hot pixel list of the second exposure that can be believed", of_exposure("hot_pixels"),
          change=pixels(hot_pixels)),
     Case("one_over_f", "1/f correction of the second exposure", of_exposure("one_over_f"), inject="one_over_f"),

@@ -95,6 +95,13 @@ DEGRADATIONS: tuple[Pattern, ...] = (
         "grizli's sky flat was not applied; the pipeline's flat stands",
         per_exposure=True,
     ),
+    # jwst_utils.img_with_flat
+    Pattern(
+        "jump_detection",
+        r"img_with_flat: [\d.]+% DQ=4 pixels > ",
+        "more than a quarter of the pixels were flagged as cosmic rays, and grizli dropped all those flags",
+        per_exposure=True,
+    ),
     # auto_script.check_mast_pointing_header
     Pattern(
         "measured_pointing",
@@ -185,6 +192,9 @@ DEGRADATIONS: tuple[Pattern, ...] = (
 HARMLESS: tuple[tuple[str, str], ...] = (
     (r"^paths:  \{", "the folders of a call"),
     (r"mask_snowballs: \S+\s+[\d.]+\S* > 1\.14, skip", "the archive's own jump step has masked them since jwst 1.14"),
+    (r"LOCAL JWST PRD VERSION \S+ CANNOT BE CHECKED", "pysiaf looks for a newer table of apertures"),
+    (r"Unknown reference type 'pars-\w+'", "the archive has no parameters for that step; its defaults stand"),
+    (r"^skip: False$", "a step's parameters"),
     (r"Warning: no files to fetch for filters=", "the exposures are here already"),
     (r"cp: cannot stat '\*mask\.reg'", "masks that nobody drew"),
     (r"^Step will be skipped$", "the line before it says why"),

@@ -20,14 +20,10 @@ import numpy as np
 
 from panoramic.pointing import measured_pointing, moved_position, pointing_at, rotation_of
 from panoramic.reduction.base import Pointing
+from panoramic.reduction.star_cores import DO_NOT_USE, star_cores
 
 APERTURE_ARCSEC = 0.36
-DO_NOT_USE = 1
-SATURATED = 2
 OUTLIER = 16
-# DN that a pixel gathers in an integration before it counts as filled by its own light: half a full well (about 58,000
-# electrons at a gain of 1.8-2.1, jwst-docs "NIRCam Detector Performance"); the core of a snowball is flagged, and dim
-_FILLING_DN = 15_000.0
 _GRIZLI_OUTLIER = 4096  # AstroDrizzle's bit for cosmic rays; JWST's bit of that number, WARM, is reset by grizli
 _NO_ERROR = 1e4  # grizli writes 1e5 where the archive has NaN
 _WCS_PREFIXES = (
@@ -203,28 +199,6 @@ def pointing_correction(
     after = WCS(fits.getheader(reduced, "SCI"), relax=True).all_pix2world(x, y, 0)
     fitted = measured_pointing(before, after, *moved_position(moved, turned, dec))
     return replace(pointing_at(rotation_of(fitted) @ moved, turned, dec), ra=ra)
-
-
-def star_cores(rate: np.ndarray, flags: np.ndarray, header: Any) -> np.ndarray:
-    """Pixels that filled their well late enough for a slope, and that grizli leaves out with all saturated ones.
-
-    The pipeline fits the groups before saturation and says DO_NOT_USE only where they are too few; without these pixels
-    the stars that fill them lose up to a third of their light.
-
-    Parameters
-    ----------
-    rate : the archive's SCI plane, DN/s.
-    flags : the archive's DQ plane.
-    header : its primary header (EFFINTTM, the time of an integration in s).
-
-    Returns
-    -------
-    Boolean array of the planes' shape.
-    """
-    seconds = float(header.get("EFFINTTM") or float(header.get("EFFEXPTM", 0.0)) / float(header.get("NINTS", 1) or 1))
-    with np.errstate(invalid="ignore"):
-        filled = rate * seconds > _FILLING_DN
-    return filled & (flags & SATURATED > 0) & (flags & DO_NOT_USE == 0)
 
 
 def _science_header(archive: Any, reduced: Any, ra_offset: float) -> Any:

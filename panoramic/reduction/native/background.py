@@ -367,7 +367,7 @@ def flatten(
     options: dict[str, Any] = {"amplifiers": amplifiers, "odd_even": odd_even}
     if high_pass_rows is not None:
         options["high_pass_rows"] = high_pass_rows
-    sources = find_sources(image, unusable)
+    sources = _sources_in_stripes(image, unusable, amplifiers)
     stripes = _stripes(image, flat, unusable, sources, {**options, "high_pass_rows": np.inf})
     # sources are looked for without any stripes, slow ones included, which may take some light of big galaxies;
     # what counts is then measured on the image as it was
@@ -377,6 +377,41 @@ def flatten(
     background = measure_background(clean, unusable, mesh_px=mesh_px, sources=sources)
     clean -= background.image()
     return Flattened(clean, stripes, background, sources)
+
+
+def _sources_in_stripes(image: Image, unusable: Mask, amplifiers: int) -> Mask:
+    """Sources of an image that has stripes still.
+
+    A mask of what stands out of the sky would choose among the stripes' rows, and their means would be too low. So the
+    medians of each row of cells in each amplifier are taken away before.
+    """
+    mean, count = _cells(image, unusable)
+    if not (count > 0).any():
+        return np.zeros(image.shape, bool)
+    found = count < _CELL
+    for _ in range(2):
+        free = np.where(found | (count < _CELL), np.nan, mean)
+        clean = mean.copy()
+        for part in np.array_split(np.arange(mean.shape[1]), amplifiers):
+            medians = _row_medians(free[:, part[0] : part[-1] + 1])
+            clean[:, part[0] : part[-1] + 1] -= medians[:, None]
+        compact = _grown(_compact(clean, count), -(-GROW_PX // _CELL))
+        # an object narrower than half the image does not change the medians of whole rows
+        rows = _row_medians(np.where(compact | (count < _CELL), np.nan, mean))
+        found = compact | _extended(mean - rows[:, None], count, compact)
+    return _magnified(found, image.shape)
+
+
+def _row_medians(values: Image) -> Image:
+    """Median of each row without NaN; a row without values has its neighbours' between."""
+    ordered = np.sort(values, axis=1)  # NaN goes last
+    number = np.isfinite(ordered).sum(axis=1)
+    low, high = (np.take_along_axis(ordered, (np.maximum(n, 0) // 2)[:, None], axis=1)[:, 0] for n in (number - 1, number))
+    known = number >= max(4, values.shape[1] // 16)
+    if not known.any():
+        return np.zeros(values.shape[0], np.float32)
+    rows = np.arange(values.shape[0])
+    return np.interp(rows, rows[known], ((low + high) / 2)[known]).astype(np.float32)
 
 
 def _stripes(image: Image, flat: Image, unusable: Mask, sources: Mask, options: dict[str, Any]) -> Stripes:

@@ -15,12 +15,12 @@ from panoramic.reduction.base import CalibrationSetup
 from panoramic.reduction.rate_files import RateHeader
 
 NOT_APPLICABLE = "N/A"
-_INI_FILE = "CRDS_INI_FILE"
+_OFFLINE = "https://jwst-serverless.stsci.edu"  # crds's own mode without a connection
 
 
 @contextmanager
 def crds_settings(calibration: CalibrationSetup) -> Iterator[None]:
-    """Crds with the given cache, context and server alone; its variables and caches are as before at the end."""
+    """Crds with the given cache and context alone, off the network; its variables and caches are as before at the end."""
     from crds.client import api
     from crds.core import config, utils
 
@@ -29,17 +29,16 @@ def crds_settings(calibration: CalibrationSetup) -> Iterator[None]:
     root = Path(calibration.crds_path).absolute()
     os.environ |= {
         "CRDS_PATH": str(root),
-        "CRDS_SERVER_URL": calibration.crds_server_url,
+        "CRDS_SERVER_URL": _OFFLINE,
+        "CRDS_READONLY_CACHE": "1",
         "CRDS_OBSERVATORY": "jwst",
         "CRDS_CONTEXT": calibration.crds_context,
         # a user's own settings file must not count either
-        _INI_FILE: str(root / "config" / "no_settings_file.ini"),
+        "CRDS_INI_FILE": str(root / "config" / "no_settings_file.ini"),
     }
-    if _is_offline(calibration):
-        os.environ["CRDS_READONLY_CACHE"] = "1"
     config.CRDS_REF_SUBDIR_MODE, config.CRDS_INI_PARSER = "None", None
     utils.clear_function_caches()
-    api.set_crds_server(calibration.crds_server_url)
+    api.set_crds_server(_OFFLINE)
     try:
         yield
     finally:
@@ -56,7 +55,7 @@ def select_files(
 ) -> list[dict[str, Path | None]]:
     """Which file CRDS selects of each type for each exposure; None where the type does not apply to its mode.
 
-    All is asked at once. With a real server, files that the cache lacks are fetched.
+    All is asked at once, of the cache alone: what a server has is fetched before an engine starts.
 
     Raises
     ------
@@ -72,7 +71,7 @@ def select_files(
         for header in headers:
             parameters = _parameters(header)
             try:
-                # a child process of crds's own would end with SystemExit
+                # crds ends its process over some faults of a cache
                 names = heavy_client.hv_best_references(context, parameters, list(kinds))
             except (CrdsError, OSError, ValueError, KeyError, AssertionError, SystemExit) as error:
                 raise CalibrationError(
@@ -89,30 +88,11 @@ def select_files(
                     reason = name[len("NOT FOUND") :].strip() or "no rule matches"
                     raise CalibrationError(f"no {what} in context {context}: {reason}")
                 path = Path(config.locate_file(name, "jwst"))
-                if not path.is_file() and not _is_offline(calibration):
-                    path = _fetched(name, what, calibration)
                 if not path.is_file():
                     raise CalibrationError(f"no {what}: context {context} selects {name}, but {path} is not there")
                 selection[kind] = path
             selections.append(selection)
     return selections
-
-
-def _fetched(name: str, what: str, calibration: CalibrationSetup) -> Path:
-    from crds.core import heavy_client
-    from crds.core.exceptions import CrdsError
-
-    try:
-        found = heavy_client.api.dump_references(calibration.crds_context, [name])
-    except (CrdsError, OSError) as error:
-        raise CalibrationError(
-            f"no {what}: {name} could not be had from {calibration.crds_server_url} ({error}); try again later"
-        ) from error
-    return Path(found[name])
-
-
-def _is_offline(calibration: CalibrationSetup) -> bool:
-    return "serverless" in calibration.crds_server_url
 
 
 def _parameters(header: RateHeader) -> dict[str, str]:
