@@ -127,7 +127,7 @@ def fit_pile(
     # few sources that stand alone can't tell
     common = float((width**2).mean()) if unexplained or (few and cautious) else 0.0
     longest, shortest, round_chance = _elongation(residual, truth, common + own)
-    long = round_chance < (_LONGER_CHANCE_DOUBTFUL if few or unexplained else _LONGER_CHANCE)
+    long = round_chance < (_LONGER_CHANCE_DOUBTFUL if unexplained or (few and cautious) else _LONGER_CHANCE)
     if long or common == 0:
         # the errors of both axes are then those of the longest direction, which need not be an axis
         width = np.full(2, math.sqrt(common))

@@ -15,7 +15,7 @@ from panoramic.footprints import ARCMIN
 
 _ARCSEC = ARCMIN / 60
 # a prior that is wrong must not outweigh what was seen: its errors are taken as no less than this part of the data's
-_SMALLEST_PART_OF_MEASURED = 0.7
+_SMALLEST_PART_OF_MEASURED = 0.6
 # chance of so large a disagreement, that of 4 standard errors in one number
 _DISAGREEMENT_CHANCE = 6.33e-5
 # of chi squared of the shift, with two degrees of freedom: beyond it (22 %) the combined errors grow with the

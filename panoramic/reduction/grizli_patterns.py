@@ -174,6 +174,11 @@ DEGRADATIONS: tuple[Pattern, ...] = (
     # prep.align_drizzled_image, process_direct_grism_visit
     Pattern("absolute_alignment", r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
     Pattern("absolute_alignment", r"^# ! tristars failed", "pattern matching to the reference failed once"),
+    Pattern(
+        "absolute_alignment",
+        r"no reference objects found in the DRZ footprint|no objects found in magnitude range",
+        "there was nothing to align to the reference",
+    ),
     Pattern("outliers", r"JWST Outlier Detection Failed", "jwst's outlier step failed; AstroDrizzle's was used"),
     # utils.drizzle_from_visit
     Pattern("exposure", rf"^open\({FILE}\) failed", "the exposure could not be opened for drizzling"),
@@ -226,14 +231,16 @@ SUSPICIOUS: tuple[str, ...] = (
     r"(?i)\bno [\w ]*found\b",
 )
 
-# The last line of a traceback that grizli swallowed. It is reported only where no message names the step that it ended.
-SWALLOWED = r"^# !\s*(?:\w+\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit)(?::|$)"
+# The last line of a traceback that grizli swallowed, or printed and went on. It is reported only where no message names
+# the step that it ended.
+SWALLOWED = r"^(?:# !\s*)?(?:\w+\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit)(?::|$)"
 STEPS_WITH_TRACEBACK = frozenset({"relative_alignment", "absolute_alignment", "one_over_f", "outliers"})
 
 # Lines that say that alignment, not the engine, gave up. Group 0 is shown to the user.
 ALIGNMENT_FAILURES: tuple[tuple[str, str], ...] = (
     (r"no reference objects found in the DRZ footprint", "no source of the reference lies in the image"),
     (r"no objects found in magnitude range \[.*?\].*", "no source of the image is bright and sharp enough to align"),
+    (r"zero-size array to reduction operation maximum", "an exposure has no source to align with"),
     (r"object deblending overflow", "an exposure is so uneven that its sources could not be told apart"),
     (r"# !! Drizzle alignment failed", "alignment to the reference raised an error"),
     (r"# !! `tweak_flt` tristars failed", "pattern matching between the exposures failed"),

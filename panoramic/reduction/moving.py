@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 # keyword -> attribute of `SkyCorrection`, comment
 KEYWORDS = {
-    "FRAMDRA": ("east_mas", "[mas] field's frame: shift to the east"),
-    "FRAMDDEC": ("north_mas", "[mas] field's frame: shift to the north"),
-    "FRAMROT": ("rotation_deg", "[deg] field's frame: turn, north to east"),
-    "FRAMRA0": ("ra", "[deg] RA to which the shift belongs"),
-    "FRAMDEC0": ("dec", "[deg] Dec to which the shift belongs"),
+    "FRAMDRA": ("east_mas", "[mas] moved after the reduction: to the east"),
+    "FRAMDDEC": ("north_mas", "[mas] moved after the reduction: to the north"),
+    "FRAMROT": ("rotation_deg", "[deg] turned after the reduction, N to E"),
+    "FRAMRA0": ("ra", "[deg] RA to which the move belongs"),
+    "FRAMDEC0": ("dec", "[deg] Dec to which the move belongs"),
 }
 # recorded totals of one association's files may differ by no more than their rounding
 _SAME_MAS, _SAME_DEG = 1e-3, 1e-8

@@ -29,8 +29,22 @@ from panoramic.reduction.grizli_outputs import (
 from panoramic.reduction.grizli_patterns import DEGRADATIONS
 
 RECORDS = sorted((Path(__file__).parents[1] / "logs").glob("*.json"))
-# patterns that no run could be made to print, each with the reason
-NOT_RECORDED: dict[str, str] = {}
+# patterns that no run here prints, by a part of their text, each with the reason
+NOT_RECORDED = {
+    "get_photom_scale": "only grizli's own drizzling of mosaics asks for corrections, which nothing here lets it do",
+    "ImportError: snowblind": "the lock file installs a newer one",
+    "No flat found or supplied": "without a flat no reduction starts",
+    "No PHOTOM reference file": "without a flux scale no reduction starts",
+    "`tweak_flt` tristars failed": "the exception before it makes grizli run again without alignment, which is recorded",
+    "^# tw ": "reached only behind the one before",
+    "# !! Drizzle alignment failed": "no data made align_drizzled_image raise; it returns what its caller can't unpack",
+    "# ! tristars failed": "no data made the matcher raise",
+    "JWST Outlier Detection Failed": "jwst's outlier step is never asked for",
+    r"^open\(": "a broken exposure is an error before and after it, as recorded",
+    "Failed to initialize WCS": "an exposure without a WCS does not get so far",
+    "blot_background: No mosaic": "without a mosaic the step before it fails",
+    "use ZP=25": "a flux scale is there in every reduction that starts",
+}
 
 Found = set[tuple[str, str]]
 
@@ -79,8 +93,9 @@ def test_without_its_pattern_each_is_missed(record: Path, monkeypatch: pytest.Mo
 def test_every_pattern_was_printed_by_a_real_run() -> None:
     text = [line.strip() for record in RECORDS for line in load(record)[1]]
     unseen = {p.regex for p in DEGRADATIONS if not any(re.search(p.regex, line) for line in text)}
-    assert unseen == set(NOT_RECORDED)
-    assert all(len(reason) > 15 for reason in NOT_RECORDED.values())
+    excused = {regex for regex in unseen if any(part in regex for part in NOT_RECORDED)}
+    assert unseen == excused
+    assert all(any(part in regex for regex in unseen) for part in NOT_RECORDED)
 
 
 def test_records_hold_no_path_of_a_machine() -> None:
@@ -191,7 +206,8 @@ def test_a_frame_says_what_is_void_and_what_is_flagged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plane", ["SCI", "ERR", "WHT", "DQ"])
 def test_a_plane_that_is_missing(plane: str, tmp_path: Path) -> None:
-    (found,) = lacks(tmp_path, COMPLETE, **{plane: None})
+    without: dict[str, Any] = {plane: None}
+    (found,) = lacks(tmp_path, COMPLETE, **without)
     assert found.what == "exposure" and plane in found.why
 
 

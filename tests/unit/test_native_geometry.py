@@ -27,7 +27,12 @@ FILES = sorted((CEERS / "wcs").glob("*.asdf"))
 AXIS = np.linspace(-0.5, SIDE - 0.5, 24)
 X, Y = np.meshgrid(AXIS, AXIS)
 # pole, south pole nearby, both sides of RA 0, anywhere
-PLACES = ((0.0001, 90.0, 30.0, 1.00009), (250.0, -89.995, 200.0, 0.99992), (359.9999, 5.0, 0.0, 1.0), (123.0, -45.0, 250.0, 1.00003))
+PLACES = (
+    (0.0001, 90.0, 30.0, 1.00009),
+    (250.0, -89.995, 200.0, 0.99992),
+    (359.9999, 5.0, 0.0, 1.0),
+    (123.0, -45.0, 250.0, 1.00003),
+)
 
 # In a process of its own: jwst takes seconds, and changes logging and warnings.
 ASSIGN_WCS = """
@@ -150,7 +155,9 @@ def test_equals_the_real_geometry() -> None:
         # the short-wave corrections hold no scale
         if "long" not in path.name:
             aligned = wcs(X, Y)
-            pointing = measured_pointing(tuple(p.ravel() for p in plain), tuple(p.ravel() for p in aligned), header["RA_REF"], dec)
+            pointing = measured_pointing(
+                tuple(p.ravel() for p in plain), tuple(p.ravel() for p in aligned), header["RA_REF"], dec
+            )
             assert np.hypot(*pointing.shift_mas) > 20
             assert apart_mas(geometry.corrected(pointing).sky(X, Y), aligned).max() < 0.05, path.name
 
@@ -180,7 +187,9 @@ def test_reference_point_and_footprint() -> None:
         geometry = geometry_of("nrcb1", place)
         np.testing.assert_allclose(geometry.reference_pointing, place[:3], atol=1e-8)
     corners = geometry.footprint()
-    np.testing.assert_allclose(geometry.pixels(*corners.T), [[-0.5, -0.5, 2047.5, 2047.5], [-0.5, 2047.5, 2047.5, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(
+        geometry.pixels(*corners.T), [[-0.5, -0.5, 2047.5, 2047.5], [-0.5, 2047.5, 2047.5, -0.5]], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -265,7 +274,9 @@ def test_polynomials_are_exact() -> None:
         return np.polynomial.polynomial.polyval2d(x - 500, y - 800, powers * scale)
 
     at = nodes(12)
-    fitted = Polynomial.through(values(*np.meshgrid(500 + 900 * at, 800 + 700 * at, indexing="ij")), 6, (500.0, 800.0), (900.0, 700.0))
+    fitted = Polynomial.through(
+        values(*np.meshgrid(500 + 900 * at, 800 + 700 * at, indexing="ij")), 6, (500.0, 800.0), (900.0, 700.0)
+    )
     x, y = rng.uniform(-300, 1300, (2, 50))
     np.testing.assert_allclose(fitted.at(x, y), values(x, y), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(fitted.monomials() / scale, powers, atol=1e-9)

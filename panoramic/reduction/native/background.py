@@ -266,7 +266,7 @@ def _extended(mean: Image, count: NDArray[np.uint8], compact: Mask) -> Mask:
     sizes = np.bincount(names[seeds], minlength=names.max() + 1)
     seeds &= sizes[names] >= _LEAST_BLOCKS
     found = binary_fill_holes(binary_propagation(seeds, mask=reach))
-    found = binary_dilation(found, np.ones((3, 3), bool)) if found.any() else found
+    found = binary_dilation(found, np.ones((7, 7), bool))
     return np.repeat(np.repeat(found, _BLOCK, axis=0), _BLOCK, axis=1)[: mean.shape[0], : mean.shape[1]]
 
 
@@ -367,7 +367,7 @@ def flatten(
     options: dict[str, Any] = {"amplifiers": amplifiers, "odd_even": odd_even}
     if high_pass_rows is not None:
         options["high_pass_rows"] = high_pass_rows
-    sources = _sources_in_stripes(image, unusable, amplifiers)
+    sources = sources_in_stripes(image, unusable, amplifiers)
     stripes = _stripes(image, flat, unusable, sources, {**options, "high_pass_rows": np.inf})
     # sources are looked for without any stripes, slow ones included, which may take some light of big galaxies;
     # what counts is then measured on the image as it was
@@ -379,12 +379,13 @@ def flatten(
     return Flattened(clean, stripes, background, sources)
 
 
-def _sources_in_stripes(image: Image, unusable: Mask, amplifiers: int) -> Mask:
-    """Sources of an image that has stripes still.
+def sources_in_stripes(image: Image, unusable: Mask, amplifiers: int = 4) -> Mask:
+    """What is not sky in an image that has stripes still (see `find_sources`).
 
     A mask of what stands out of the sky would choose among the stripes' rows, and their means would be too low. So the
     medians of each row of cells in each amplifier are taken away before.
     """
+    _check(image, unusable)
     mean, count = _cells(image, unusable)
     if not (count > 0).any():
         return np.zeros(image.shape, bool)

@@ -20,7 +20,7 @@ _OFFLINE = "https://jwst-serverless.stsci.edu"  # crds's own mode without a conn
 
 @contextmanager
 def crds_settings(calibration: CalibrationSetup) -> Iterator[None]:
-    """Crds with the given cache and context alone, off the network; its variables and caches are as before at the end."""
+    """Crds with the given cache and context alone, off the network; afterwards its variables are as before."""
     from crds.client import api
     from crds.core import config, utils
 

@@ -1,7 +1,7 @@
 """From count rates to surface brightness: flat, flux scale, errors, bad pixels, the cores of bright stars.
 
 Put here what is done to each pixel alone. Keep out the reading of reference files (`references.py`) and everything
-that looks at neighbours. Flat and flux scale, and their errors, are those of jwst's ``flat_field`` and ``photom`` steps.
+that looks at neighbours. Flat, flux scale and their errors are those of jwst's ``flat_field`` and ``photom`` steps.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def calibrate(path: Path, references: References) -> Calibrated:
         # planes are read when they are asked for; a mapped file can't have unsigned flags
         with fits.open(path, memmap=False) as hdus:
             sci, poisson, rnoise = (_plane(hdus, name, path) for name in ("SCI", "VAR_POISSON", "VAR_RNOISE"))
-            err = _plane(hdus, "ERR", path) if references.flat is None else None
+            # with a flat the error follows from the variances, as in jwst
+            err = _plane(hdus, "ERR", path) if references.flat is None else np.empty(0, np.float32)
             flags = np.ascontiguousarray(hdus["DQ"].data, dtype=np.uint32)
             primary = hdus[0].header.copy()
     except KeyError as error:
@@ -96,7 +97,6 @@ def calibrate(path: Path, references: References) -> Calibrated:
         flags |= flat.dq
         flags[flags & NON_SCIENCE > 0] |= DO_NOT_USE
         err = np.sqrt(poisson + rnoise + var_flat)
-    assert err is not None  # noqa: S101 read where there is no flat
     scale = np.float32(references.photmjsr)
     planes = (sci, err, poisson, rnoise, var_flat)
     for plane, factor in zip(planes, (scale, scale, scale**2, scale**2, scale**2), strict=True):

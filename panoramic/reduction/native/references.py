@@ -3,8 +3,8 @@
 Put here what is read from reference files, and the cache of what is slow to parse. Keep out CRDS itself
 (`crds_lookup.py`) and what is done with the numbers (`detector.py`, `geometry.py`).
 
-The cache is a folder of ``{type}-{version}-{SHA-256 of the file}.npz``: another file, another entry, so that an entry is
-never wrong, and any number of processes can share it. A flat is read as fast as a cache of it would be.
+The cache is a folder of ``{type}-{version}-{SHA-256 of the file}.npz``: another file is another entry, so that an
+entry is never out of date and any number of processes can share it. Flats are not in it: a cache would not be faster.
 """
 
 from __future__ import annotations
@@ -191,15 +191,14 @@ def _read_flat(file: ReferenceFile, header: RateHeader) -> FlatField:
     try:
         with fits.open(file.path) as hdus:
             _check(file, hdus[0].header, header, ("DETECTOR", "FILTER", "PUPIL"))
-            data = hdus["SCI"].data.astype(np.float32)
-            error = hdus["ERR"].data.astype(np.float32) if "ERR" in hdus else np.zeros(SHAPE, np.float32)
-            flags = hdus["DQ"].data.astype(np.uint32) if "DQ" in hdus else np.zeros(SHAPE, np.uint32)
+            data, uncertainty = (hdus[name].data.astype(np.float32) for name in ("SCI", "ERR"))
+            flags = hdus["DQ"].data.astype(np.uint32)
             defined = hdus["DQ_DEF"].data if "DQ_DEF" in hdus else None
             if defined is not None and len(defined):
                 flags = _standard_flags(flags, zip(defined["VALUE"], defined["NAME"], strict=True))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unreadable(file, error) from error
-    for plane in (data, error, flags):
+    for plane in (data, uncertainty, flags):
         if plane.shape != SHAPE:
             raise CalibrationError(f"flat {file.name} has a plane of {plane.shape}, a full frame is {SHAPE}")
     # as jwst's flat_field does: what has no value is flagged, and divides by 1
@@ -207,7 +206,7 @@ def _read_flat(file: ReferenceFile, header: RateHeader) -> FlatField:
     flags[none] |= np.uint32(FLAGS["NO_FLAT_FIELD"])
     flags[flags & np.uint32(FLAGS["NO_FLAT_FIELD"]) > 0] |= np.uint32(FLAGS["DO_NOT_USE"])
     data[flags & np.uint32(FLAGS["DO_NOT_USE"]) > 0] = 1.0
-    return FlatField(data, error, flags)
+    return FlatField(data, uncertainty, flags)
 
 
 def _standard_flags(flags: np.ndarray, defined: Any) -> NDArray[np.uint32]:

@@ -58,8 +58,12 @@ def find_snowballs(
     for label in np.flatnonzero(sizes >= fewest):
         if label == 0:
             continue
-        y, x = ((max(2 * s.start - 2, 0), min(2 * s.stop + 2, n)) for s, n in zip(boxes[label - 1], dq.shape, strict=True))  # fmt: skip
-        _grow(out, jump, star_cores, (y[0], y[1], x[0], x[1]), least_radius_px, growth)
+        rows, columns = boxes[label - 1]
+        box = (
+            max(2 * rows.start - 2, 0), min(2 * rows.stop + 2, dq.shape[0]),
+            max(2 * columns.start - 2, 0), min(2 * columns.stop + 2, dq.shape[1]),
+        )  # fmt: skip
+        _grow(out, jump, star_cores, box, least_radius_px, growth)
     return out
 
 
