@@ -7,6 +7,7 @@ own catalogue. Keep out matching (``alignment_solution.py``) and photometry that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,18 @@ class ExposureSources:
         return replace(self, **columns)
 
 
-def find_exposure_sources(path: Path, dataset: str) -> ExposureSources:
-    """Find the sources of a calibrated exposure.
+@dataclass(frozen=True)
+class Detections:
+    """What was found on a detector, brightest first: 0-based pixels, centroid error per axis (px), flux in 3 px."""
 
-    Windowed centroids (Bertin & Arnouts 1996; SExtractor's XWIN_IMAGE as sep computes them) of what stands 4 sigma
-    above the background in the smoothed image. The error is sqrt(2) sigma over S/N, of a Gaussian in front of a
-    background (King 1983, PASP 95, 163), with a floor of 0.02 px. What has an unusable pixel near its middle, lies at
-    the border, or is sharper than a star, is left out.
+    x: np.ndarray
+    y: np.ndarray
+    error_px: np.ndarray
+    flux: np.ndarray
+
+
+def find_exposure_sources(path: Path, dataset: str) -> ExposureSources:
+    """Find the sources of a calibrated exposure; see `detect_sources`.
 
     Parameters
     ----------
@@ -91,7 +97,6 @@ def find_exposure_sources(path: Path, dataset: str) -> ExposureSources:
     OSError, KeyError
         It does not open, or has no such plane.
     """
-    import sep
     from astropy.io import fits
     from astropy.wcs import WCS
 
@@ -100,29 +105,70 @@ def find_exposure_sources(path: Path, dataset: str) -> ExposureSources:
         data = np.ascontiguousarray(hdus["SCI"].data, np.float32)
         weight = np.asarray(hdus["WHT"].data, np.float32)
     wcs = WCS(header, relax=True, fix=False)
-    unusable = ~(weight > 0) | ~np.isfinite(data)
+
+    def sky(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ra, dec = wcs.all_pix2world(x, y, 0)
+        return ra % 360, dec
+
+    found = detect_sources(data, weight, ~(weight > 0) | ~np.isfinite(data))
+    return on_sky(found, dataset, sky, (data.shape[0], data.shape[1]), pixel_scale_mas(wcs), header.get("PIXAR_SR"))
+
+
+def detect_sources(data: np.ndarray, weight: np.ndarray, unusable: np.ndarray) -> Detections:
+    """Find the sources of an image.
+
+    Windowed centroids (Bertin & Arnouts 1996; SExtractor's XWIN_IMAGE as sep computes them) of what stands 4 sigma
+    above the background in the smoothed image. The error is sqrt(2) sigma over S/N, of a Gaussian in front of a
+    background (King 1983, PASP 95, 163), with a floor of 0.02 px. What has an unusable pixel near its middle, lies at
+    the border, or is sharper than a star, is left out.
+
+    Parameters
+    ----------
+    data : float32, (rows, columns); its background is taken from it in place.
+    weight : inverse variance.
+    unusable : boolean.
+    """
+    import sep
+
     data[unusable] = 0.0
     table = _detect(sep, data, weight, unusable)
     x, y, error, good = _place(sep, data, unusable, table)
     rows = np.flatnonzero(good)
     rows = rows[np.argsort(-table["flux"][rows], kind="stable")][:_MOST]
-    x, y, error, flux = x[rows], y[rows], error[rows], table["flux"][rows]
-    ra, dec = wcs.all_pix2world(x, y, 0) if rows.size else (np.empty(0), np.empty(0))
-    scale = pixel_scale_mas(wcs)
-    shape = (data.shape[0], data.shape[1])
-    corners = _corners(shape)
-    middle = wcs.all_pix2world((shape[1] - 1) / 2, (shape[0] - 1) / 2, 0)
+    return Detections(x[rows], y[rows], np.hypot(error[rows], _FLOOR_PX), table["flux"][rows])
+
+
+def on_sky(
+    found: Detections,
+    dataset: str,
+    sky: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    shape: tuple[int, int],
+    scale_mas: float,
+    pixel_area_sr: float | None,
+) -> ExposureSources:
+    """Detections with their places on the sky.
+
+    Parameters
+    ----------
+    sky : from 0-based pixels to RA and Dec, deg.
+    shape : of the detector, (rows, columns).
+    scale_mas : its pixel scale.
+    pixel_area_sr : nominal solid angle of a pixel of an image in MJy/sr; None where it is unknown.
+    """
+    nothing = np.empty(0)
+    ra, dec = sky(found.x, found.y) if found.x.size else (nothing, nothing)
+    middle = sky(np.array([(shape[1] - 1) / 2]), np.array([(shape[0] - 1) / 2]))
     return ExposureSources(
         dataset=dataset,
-        x=x,
-        y=y,
-        ra=ra % 360,
+        x=found.x,
+        y=found.y,
+        ra=ra,
         dec=dec,
-        error_mas=np.hypot(error, _FLOOR_PX) * scale,
-        mag=_magnitude(flux, header),
-        footprint=np.column_stack(wcs.all_pix2world(*corners, 0)),
-        centre=(float(middle[0]) % 360, float(middle[1])),
-        pixel_scale_mas=scale,
+        error_mas=found.error_px * scale_mas,
+        mag=_magnitude(found.flux, pixel_area_sr),
+        footprint=np.column_stack(sky(*_corners(shape))),
+        centre=(float(middle[0][0]), float(middle[1][0])),
+        pixel_scale_mas=scale_mas,
         shape=shape,
     )
 
@@ -216,9 +262,8 @@ def _place(
     return wx, wy, error, good
 
 
-def _magnitude(flux: np.ndarray, header: Any) -> np.ndarray:
-    """AB magnitude of fluxes in MJy/sr times pixels."""
-    area = header.get("PIXAR_SR")
+def _magnitude(flux: np.ndarray, area: float | None) -> np.ndarray:
+    """AB magnitude of fluxes in MJy/sr times pixels of a solid angle in sr."""
     if not area:
         return np.full(len(flux), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from panoramic.errors import InputError
 from panoramic.simulate.program import Simulation
@@ -127,8 +127,7 @@ def _print_outcomes(home: Home, outcomes: list[Any], seconds: float) -> None:
         for check in outcome.checks:
             style = {"passed": "green", "warned": "yellow", "failed": "bold red"}[check.word]
             name = check.name + (" (blocking)" if check.blocking else "")
-            found = [escape(text) for text in (check.summary, check.value, check.limit)]
-            table.add_row(check.asset, name, f"[{style}]{check.word}[/]", *found)
+            table.add_row(check.asset, name, Text(check.word, style), check.summary, check.value, check.limit)
         console.print(table if outcome.checks else str(table.title), markup=False)
         for error in outcome.errors:
             console.print(error, style="red", markup=False)

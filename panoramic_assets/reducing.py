@@ -18,6 +18,7 @@ from panoramic.alignment import Verdict, judge, overruled
 from panoramic.alignment_measurement import Measurement
 from panoramic.alignment_plots import draw_alignment
 from panoramic.alignment_prior import PointingKnowledge
+from panoramic.alignment_solution import Cause
 from panoramic.associations import Association
 from panoramic.errors import (
     ArchiveAccessError,
@@ -281,6 +282,8 @@ def _make(home: Home, association: Association, exposures: tuple[ExposureInput, 
             correction = correction_of(offset)
             moved = move_products(folder, result, correction)
             return _measured(home, folder, moved, candidate, knowledge_of(one.priors, correction))
+        if offset is not None and offset.cause == Cause.DISAGREES_WITH_PRIOR:
+            break  # its matches are real: a catalogue with fewer must not overrule them
     return made
 
 

@@ -69,13 +69,18 @@ class Background:
 
 
 def _spline(length: int, nodes: int, mesh_px: int) -> NDArray[np.float32]:
-    """Matrix (pixels, nodes) of a natural cubic spline through nodes at the meshes' centres."""
+    """Matrix (pixels, nodes) of a cubic spline through nodes at the meshes' centres; exact for parabolas."""
     from scipy.interpolate import CubicSpline
 
     if nodes == 1:
         return np.ones((length, 1), np.float32)
     centres = _centres(length, mesh_px)
-    return CubicSpline(centres, np.eye(nodes), bc_type="natural")(np.arange(length, dtype=float)).astype(np.float32)
+    return CubicSpline(centres, np.eye(nodes), bc_type=_ends(nodes))(np.arange(length, dtype=float)).astype(np.float32)
+
+
+def _ends(nodes: int) -> str:
+    """What a spline does at its ends: with three nodes or fewer there is no third derivative to continue."""
+    return "not-a-knot" if nodes > 3 else "natural"
 
 
 def _centres(length: int, mesh_px: int) -> NDArray[np.float64]:
@@ -118,13 +123,13 @@ def measure_background(image: Image, unusable: Mask, *, mesh_px: int = MESH_PX, 
         masked = unusable | ~np.isfinite(image)
         if masked.all():
             return Background(np.zeros(meshes, np.float32), image.shape, mesh_px, 0.0)
-    plane = _clipped_plane(_blocks(*_cells(image, masked), None))[0]
-    rest = image - _plane_image(plane, image.shape)
+    surface = _clipped_surface(_blocks(*_cells(image, masked), None), 2)[0]
+    rest = image - _surface_image(surface, image.shape)
     rest[masked] = 0.0
     mesh = sep.Background(rest, mask=masked, bw=mesh_px, bh=mesh_px, fw=3, fh=3).back(dtype=np.float32)
     y, x = (_centres(n, mesh_px) for n in image.shape)
-    nodes = _bilinear(mesh, y, x) + plane[0] + plane[1] * (y[:, None] / image.shape[0] - 0.5)
-    nodes += plane[2] * (x / image.shape[1] - 0.5)
+    nodes = _bilinear(mesh, y, x)
+    nodes += _surface(surface, *((c + 0.5) / n - 0.5 for c, n in zip((y[:, None], x), image.shape, strict=True)))
     free = np.add.reduceat(
         np.add.reduceat(~masked, np.arange(0, image.shape[0], mesh_px), axis=0, dtype=np.int32),
         np.arange(0, image.shape[1], mesh_px),
@@ -248,8 +253,8 @@ def _extended(mean: Image, count: NDArray[np.uint8], compact: Mask) -> Mask:
     known = np.isfinite(block)
     if np.count_nonzero(known) < 32:
         return np.zeros(mean.shape, bool)
-    plane, noise = _clipped_plane(block)
-    rest = block - _plane_image(plane, block.shape)
+    plane, noise = _clipped_surface(block)
+    rest = block - _surface_image(plane, block.shape)
     if noise <= 0:
         return np.zeros(mean.shape, bool)
     weight = uniform_filter(known.astype(np.float32), 3, mode="constant")
@@ -287,38 +292,57 @@ def _blocks(mean: Image, count: NDArray[np.uint8], compact: Mask | None) -> Imag
     return np.where(number >= _BLOCK_FREE, (low + high) / 2, np.nan).astype(np.float32)
 
 
-def _clipped_plane(values: Image) -> tuple[NDArray[np.float64], float]:
-    """A plane that what stands out of it does not bend, and the scatter below it."""
+def _terms(y: NDArray[np.float64], x: NDArray[np.float64], degree: int) -> list[NDArray[np.float64]]:
+    """Polynomial terms of positions from -0.5 to 0.5 across the image: a plane or a parabola."""
+    out = [np.ones(np.broadcast_shapes(y.shape, x.shape)), y, x]
+    return [*out, y * y, y * x, x * x] if degree == 2 else out
+
+
+def _surface(surface: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return sum(c * term for c, term in zip(surface, _terms(y, x, 1 if surface.size == 3 else 2), strict=True))  # type: ignore[return-value]
+
+
+def _clipped_surface(values: Image, degree: int = 1) -> tuple[NDArray[np.float64], float]:
+    """A plane or parabola that what stands out of it does not bend, and the scatter below it."""
     y, x = np.nonzero(np.isfinite(values))
     z = values[y, x].astype(float)
+    size = 3 if degree == 1 else 6
+    surface = np.zeros(size)
     if z.size == 0:
-        return np.zeros(3), 0.0
-    terms = np.stack([np.ones(z.size), (y + 0.5) / values.shape[0] - 0.5, (x + 0.5) / values.shape[1] - 0.5], axis=1)
-    plane = np.array([np.median(z), 0.0, 0.0])
+        return surface, 0.0
+    terms = np.stack(_terms((y + 0.5) / values.shape[0] - 0.5, (x + 0.5) / values.shape[1] - 0.5, degree), axis=1)
+    surface[0] = np.median(z)
     noise = 0.0
-    for _ in range(8):
-        rest = z - terms @ plane
+    for step in range(10):
+        rest = z - terms @ surface
         below = rest[rest < 0]
         noise = 1.4826 * float(np.median(-below)) if below.size else 0.0
         if noise <= 0:
             break
         # objects only add light: what is above is cut nearer
         use = (rest < 2.0 * noise) & (rest > -3.0 * noise)
-        if np.count_nonzero(use) < 16:
+        # a parabola only bends to what a plane has left over
+        part = terms[:, : 3 if step < 4 else size]
+        if np.count_nonzero(use) < 4 * size:
             break
-        normal = terms[use].T @ terms[use]
-        plane = np.linalg.lstsq(normal, terms[use].T @ z[use], rcond=1e-10)[0]
+        surface[:] = 0.0
+        surface[: part.shape[1]] = np.linalg.lstsq(part[use].T @ part[use], part[use].T @ z[use], rcond=1e-10)[0]
         # the mean of noise cut at -3 and +2 sigma is 0.05 sigma low
-        plane[0] += 0.05 * noise
-    return plane, noise
+        surface[0] += 0.05 * noise
+    return surface, noise
 
 
-def _plane_image(plane: NDArray[np.float64], shape: tuple[int, int]) -> Image:
-    y = ((np.arange(shape[0]) + 0.5) / shape[0] - 0.5).astype(np.float32)
-    x = ((np.arange(shape[1]) + 0.5) / shape[1] - 0.5).astype(np.float32)
+def _surface_image(surface: NDArray[np.float64], shape: tuple[int, int]) -> Image:
+    y, x = (((np.arange(n) + 0.5) / n - 0.5).astype(np.float32) for n in shape)
+    c = surface.astype(np.float32)
     out = np.empty(shape, np.float32)
-    out[:] = np.float32(plane[1]) * y[:, None] + np.float32(plane[0])
-    out += np.float32(plane[2]) * x
+    if c.size == 3:
+        out[:] = (c[0] + c[1] * y)[:, None]
+        out += c[2] * x
+    else:
+        out[:] = (c[0] + c[1] * y + c[3] * y * y)[:, None]
+        out += c[2] * x + c[5] * x * x
+        out += (c[4] * y)[:, None] * x
     return out
 
 
@@ -418,8 +442,8 @@ def _row_medians(values: Image) -> Image:
 def _stripes(image: Image, flat: Image, unusable: Mask, sources: Mask, options: dict[str, Any]) -> Stripes:
     """The stripes of a flat-fielded image, measured above a plane: a mesh would follow the slow ones."""
     masked = sources | unusable
-    plane, _ = _clipped_plane(_blocks(*_cells(image, masked), None))
-    rest = image - _plane_image(plane, image.shape)
+    plane, _ = _clipped_surface(_blocks(*_cells(image, masked), None))
+    rest = image - _surface_image(plane, image.shape)
     rest *= flat
     return measure_stripes(rest, masked, **options)
 
