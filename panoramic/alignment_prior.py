@@ -15,12 +15,12 @@ from panoramic.footprints import ARCMIN
 
 _ARCSEC = ARCMIN / 60
 # a prior that is wrong must not outweigh what was seen: its errors are taken as no less than this part of the data's
-_SMALLEST_PART_OF_MEASURED = 0.6
+_SMALLEST_PART_OF_MEASURED = 0.85
 # chance of so large a disagreement, that of 4 standard errors in one number
 _DISAGREEMENT_CHANCE = 6.33e-5
-# of chi squared of the shift, with two degrees of freedom: beyond it (22 %) the combined errors grow with the
+# of chi squared of the shift, with two degrees of freedom: beyond it (11 %) the combined errors grow with the
 # disagreement, so that a prior off by less than what can be noticed does no harm
-_USUAL_DISAGREEMENT = 3.0
+_USUAL_DISAGREEMENT = 4.5
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Combined:
 def combine(measured: np.ndarray, covariance: np.ndarray, prior: PointingKnowledge) -> Combined:
     """Weighted mean of what was measured alone (arcsec, arcsec, rad, with its covariance) and the prior.
 
-    Errors that differ by more than they should are increased as the Particle Data Group's scale factor does it.
+    Where the two differ by more than they should, the errors grow: steeper than with the Particle Data Group's scale
+    factor, because a prior that is wrong is not one measurement of many.
     """
     from scipy.stats import chi2 as chi_squared
 
@@ -99,5 +100,5 @@ def combine(measured: np.ndarray, covariance: np.ndarray, prior: PointingKnowled
     apart = float(difference[:2] @ np.linalg.solve((covariance + variance)[:2, :2], difference[:2]))
     gain = covariance @ np.linalg.inv(covariance + weakened)
     together = covariance - gain @ covariance
-    together = (together + together.T) / 2 * max(1.0, apart / _USUAL_DISAGREEMENT)
+    together = (together + together.T) / 2 * max(1.0, apart / _USUAL_DISAGREEMENT) ** 2
     return Combined(measured - gain @ difference, together, size, bool(chi_squared.sf(size, 3) > _DISAGREEMENT_CHANCE))

@@ -31,8 +31,8 @@ _LOST = 0x0010 | 0x0040 | 0x0080
 _FLUX_RADIUS_PX = (0.55, 12.0)
 _BORDER_PX = 6
 _MOST = 2500
-# a crowded field fills the detector
-_PIXEL_STACK = 5_000_000
+# a crowded field fills the detector; the stack is memory that is really used
+_PIXEL_STACKS = (500_000, 5_000_000)
 _DEBLEND_LIMIT = 16_384
 
 
@@ -203,16 +203,7 @@ def _detect(sep: Any, data: np.ndarray, weight: np.ndarray, unusable: np.ndarray
     seen = float(np.median(np.abs(data[~unusable][::7]))) * 1.4826 if (~unusable).any() else 0.0
     stated = float(np.median(noise[~unusable])) if (~unusable).any() else 1.0
     noise *= np.float32(max(1.0, seen / stated)) if stated > 0 else np.float32(1.0)
-    before = sep.get_extract_pixstack(), sep.get_sub_object_limit()
-    sep.set_extract_pixstack(max(before[0], _PIXEL_STACK))
-    sep.set_sub_object_limit(max(before[1], _DEBLEND_LIMIT))
-    try:
-        found = sep.extract(
-            data, _THRESHOLD_SIGMA, err=noise, mask=unusable, minarea=3, filter_kernel=_kernel(), deblend_cont=0.005
-        )
-    finally:
-        sep.set_extract_pixstack(before[0])
-        sep.set_sub_object_limit(before[1])
+    found = _extract(sep, data, noise, unusable)
     x, y = found["x"].astype(float), found["y"].astype(float)
     flux, error, _ = sep.sum_circle(data, x, y, _APERTURE_PX, err=noise, mask=unusable, subpix=5)
     error = np.where(error > 0, error, np.inf) * _aperture_excess(sep, data, noise, unusable)
@@ -223,6 +214,31 @@ def _detect(sep: Any, data: np.ndarray, weight: np.ndarray, unusable: np.ndarray
         "flux": np.asarray(flux, float),
         "snr": np.asarray(flux / error, float),
     }
+
+
+def _extract(sep: Any, data: np.ndarray, noise: np.ndarray, unusable: np.ndarray) -> Any:
+    """What stands out of the smoothed image, in units of its noise; a crowded field takes a larger stack."""
+    # smoothing an image in units of its noise takes half as long as smoothing both
+    ratio = np.divide(data, noise, out=np.zeros_like(data), where=~unusable)
+    kernel = _kernel()
+    threshold = _THRESHOLD_SIGMA * float(np.sqrt(np.sum(kernel**2)))
+    before = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+    sep.set_sub_object_limit(max(before[1], _DEBLEND_LIMIT))
+    try:
+        for stack in _PIXEL_STACKS:
+            sep.set_extract_pixstack(max(before[0], stack))
+            try:
+                return sep.extract(
+                    ratio, threshold, mask=unusable, minarea=3, filter_kernel=kernel, filter_type="conv",
+                    deblend_cont=0.005,
+                )  # fmt: skip
+            except Exception as error:
+                # sep raises the plain class
+                if stack == _PIXEL_STACKS[-1] or "pixel buffer full" not in str(error):
+                    raise
+    finally:
+        sep.set_extract_pixstack(before[0])
+        sep.set_sub_object_limit(before[1])
 
 
 def _aperture_excess(sep: Any, data: np.ndarray, noise: np.ndarray, unusable: np.ndarray) -> float:

@@ -199,6 +199,7 @@ HARMLESS: tuple[tuple[str, str], ...] = (
     (r"mask_snowballs: \S+\s+[\d.]+\S* > 1\.14, skip", "the archive's own jump step has masked them since jwst 1.14"),
     (r"LOCAL JWST PRD VERSION \S+ CANNOT BE CHECKED", "pysiaf looks for a newer table of apertures"),
     (r"Unknown reference type 'pars-\w+'", "the archive has no parameters for that step; its defaults stand"),
+    (r"SnowblindStep - WARNING - Large CR masked with radius", "a large snowball, masked as it should be"),
     (r"^skip: False$", "a step's parameters"),
     (r"Warning: no files to fetch for filters=", "the exposures are here already"),
     (r"cp: cannot stat '\*mask\.reg'", "masks that nobody drew"),

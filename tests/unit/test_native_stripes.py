@@ -32,7 +32,9 @@ def noise() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("rms", "pixel", "most_left"), [(3.6, 5.0, 0.45), (28.0, 30.0, 2.9), (28.0, 60.0, 4.0)], ids=["long", "short", "noisy"]
+    ("rms", "pixel", "most_left"),
+    [(3.6, 5.0, 0.45), (28.0, 30.0, 2.9), (28.0, 60.0, 4.0)],
+    ids=["long", "short", "noisy"],
 )
 def test_simulated_stripes_are_taken_away(noise: np.ndarray, rms: float, pixel: float, most_left: float) -> None:
     truth = stripes(np.random.default_rng(8), rms, 0.35)

@@ -46,7 +46,9 @@ def bad() -> np.ndarray:
     return np.random.default_rng(2).random((NPIX, NPIX)) < 0.01
 
 
-@pytest.mark.parametrize(("detector", "amplitude"), [("nrcb4", 0.035), ("nrca3", 0.035), ("nrcb4", 0.008), ("nrca4", 0.1)])
+@pytest.mark.parametrize(
+    ("detector", "amplitude"), [("nrcb4", 0.035), ("nrca3", 0.035), ("nrcb4", 0.008), ("nrca4", 0.1)]
+)
 def test_amplitude_is_found(
     plain: np.ndarray, error: np.ndarray, bad: np.ndarray, detector: str, amplitude: float
 ) -> None:
@@ -92,7 +94,9 @@ def test_a_shape_that_is_not_the_images_is_refused(error: np.ndarray) -> None:
     rng = np.random.default_rng(6)
     y, x = np.mgrid[:NPIX, :NPIX].astype(np.float32)
     near = np.exp(-0.5 * ((x - 700) ** 2 + (y - 700) ** 2) / 90**2)
-    image = 0.04 * near * (1 + np.sin(x / 40)) + NOISE * rng.standard_normal((NPIX, NPIX), dtype=np.float32)
+    image = 0.04 * near * (1 + np.sin(x / 12) * np.sin(y / 12)) + NOISE * rng.standard_normal(
+        (NPIX, NPIX), dtype=np.float32
+    )
     fit = fit_wisp(image, error, np.zeros(image.shape, bool), near)
     assert fit.amplitude > 5 * fit.error
     assert not fit.used

@@ -36,14 +36,16 @@ class ScatteredLight:
     """
 
     match: str
-    vertices: tuple[tuple[float, float], ...]
+    vertices: tuple[tuple[float, ...], ...]
     frame: Frame = "pixel"
     note: str = ""
 
     def __post_init__(self) -> None:
         name = f"region of scattered light for {self.match!r}"
         if not self.match:
-            raise InputError("a region of scattered light names no exposures: give 'match', e.g. 'jw02514162001_*_nrcb1'")
+            raise InputError(
+                "a region of scattered light names no exposures: give 'match', e.g. 'jw02514162001_*_nrcb1'"
+            )
         if self.frame not in get_args(Frame):
             raise InputError(f"{name}: frame {self.frame!r} is not one of {', '.join(get_args(Frame))}")
         if len(self.vertices) < 3 or any(len(v) != 2 for v in self.vertices):
@@ -77,11 +79,14 @@ def parse_regions(entries: Iterable[Mapping[str, Any]]) -> tuple[ScatteredLight,
             vertices = tuple(tuple(float(v) for v in corner) for corner in entry["vertices"])
         except (TypeError, ValueError):
             raise InputError(
-                f"region of scattered light {number}: vertices must be a list of pairs of numbers, not {entry['vertices']!r}"
+                f"region of scattered light {number}: vertices must be pairs of numbers, not {entry['vertices']!r}"
             ) from None
         out.append(
             ScatteredLight(
-                str(entry["match"]), vertices, entry.get("frame", "pixel"), str(entry.get("note", ""))  # type: ignore[arg-type]
+                str(entry["match"]),
+                vertices,
+                entry.get("frame", "pixel"),
+                str(entry.get("note", "")),
             )
         )
     return tuple(out)
@@ -116,7 +121,9 @@ def flag_regions(
         x, y = np.array(region.vertices, float).T
         if region.frame == "sky":
             if pixels is None:
-                raise InputError(f"{dataset}: a region of scattered light lies on the sky, but the exposure has no geometry")
+                raise InputError(
+                    f"{dataset}: a region of scattered light lies on the sky, but the exposure has no geometry"
+                )
             x, y = (np.asarray(v, float) for v in pixels(x, y))
             # what is behind the telescope projects nowhere
             if not (np.isfinite(x).all() and np.isfinite(y).all()):

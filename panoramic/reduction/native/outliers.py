@@ -49,7 +49,9 @@ class FrameMap:
     to_pixel: NDArray[np.float64]
 
     @classmethod
-    def sampled(cls, to_frame: Positions, to_pixel: Positions, shape: tuple[int, int], frame: tuple[int, int]) -> FrameMap:
+    def sampled(
+        cls, to_frame: Positions, to_pixel: Positions, shape: tuple[int, int], frame: tuple[int, int]
+    ) -> FrameMap:
         """Sample two functions of (x, y), 0-based pixels.
 
         Between nodes NIRCam's distortion bends a line by 0.002 px.
@@ -98,7 +100,7 @@ class Outliers:
     """
 
     pixels: NDArray[np.uint32]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     judged: float
 
     def mask(self) -> NDArray[np.bool_]:
@@ -148,7 +150,10 @@ def find_outliers(exposures: Sequence[DitheredImage], frame: tuple[int, int]) ->
             _resample(image, weight, exposures[k].map.to_pixel, top, start, stack[k])
         if len(members) < 2:
             continue
-        reference, sigma, alone = _expected(stack[members], np.array([typical[k] for k in members], np.float32))
+        reference, sigma, alone = _expected(
+            stack if len(members) == len(exposures) else stack[members],
+            np.array([typical[k] for k in members], np.float32),
+        )
         gradient = _gradient(reference, sigma)
         for place, k in enumerate(members):
             exposure = exposures[k]
@@ -194,8 +199,12 @@ def _check(number: int, exposure: DitheredImage, frame: tuple[int, int]) -> None
         ("to_frame", exposure.map.to_frame, exposure.image.shape),
         ("to_pixel", exposure.map.to_pixel, frame),
     ):
-        if nodes.ndim != 3 or any((n - 1) * NODE_STEP < length - 1 for n, length in zip(nodes.shape[1:], shape, strict=True)):
-            raise InputError(f"exposure {number}: the map {name} {nodes.shape} does not cover {shape}: make it with sampled()")
+        if nodes.ndim != 3 or any(
+            (n - 1) * NODE_STEP < length - 1 for n, length in zip(nodes.shape[1:], shape, strict=True)
+        ):
+            raise InputError(
+                f"exposure {number}: the map {name} {nodes.shape} does not cover {shape}: make it with sampled()"
+            )
 
 
 def _read(exposure: DitheredImage, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -215,9 +224,7 @@ def _typical_variance(weight: NDArray[np.float32]) -> float:
     return float(1 / np.median(some)) if some.size else 0.0
 
 
-def _rows_seen(
-    nodes: NDArray[np.float64], first: int, last: int, rows: int, axis: int
-) -> tuple[int, int] | None:
+def _rows_seen(nodes: NDArray[np.float64], first: int, last: int, rows: int, axis: int) -> tuple[int, int] | None:
     """Rows that a band needs: of the exposure for rows of the frame (1), or those that fall into the band (0)."""
     if axis == 1:
         y = nodes[1, first // NODE_STEP : (last - 1) // NODE_STEP + 2]
@@ -370,7 +377,9 @@ def _judge(  # type: ignore[no-untyped-def]
             i, j = min(int(x), width - 2), min(int(y), height - 2)
             u, v = x - i, y - j
             a, b, p, q = (1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v
-            model = a * reference[j, i] + b * reference[j, i + 1] + p * reference[j + 1, i] + q * reference[j + 1, i + 1]
+            model = (
+                a * reference[j, i] + b * reference[j, i + 1] + p * reference[j + 1, i] + q * reference[j + 1, i + 1]
+            )
             if not np.isfinite(model):
                 continue
             single = False
@@ -397,7 +406,7 @@ def _judge(  # type: ignore[no-untyped-def]
 
 
 def _with_neighbours(
-    sure: list[NDArray[np.uint32]], likely: list[NDArray[np.uint32]], shape: tuple[int, int]
+    sure: list[NDArray[np.uint32]], likely: list[NDArray[np.uint32]], shape: tuple[int, ...]
 ) -> NDArray[np.uint32]:
     """Outliers and the likely ones that touch them, as sorted flat indices."""
     nothing = np.empty(0, np.uint32)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -117,14 +118,18 @@ def measure_stripes(
     noise = np.where(both, variance.mean(axis=2) / 2, np.inf)
 
     def kept(frequency: Series) -> Series:
-        return 1 - np.exp2(-((frequency * 2 * high_pass_rows) ** 4)) if np.isfinite(high_pass_rows) else np.ones_like(frequency)
+        return (
+            1 - np.exp2(-((frequency * 2 * high_pass_rows) ** 4))
+            if np.isfinite(high_pass_rows)
+            else np.ones_like(frequency)
+        )
 
-    row, amplifier, error = _estimate(level, noise, kept)
+    row, amplifier, _, error = _estimate(level, noise, kept)
     parity = zeros
     if odd_even:
         half = np.where(both, (values[:, :, 0] - values[:, :, 1]) / 2, 0.0)
-        common, own, more = _estimate(half, noise, np.ones_like)
-        parity = (common + own).astype(np.float32)
+        common, own, constant, more = _estimate(half, noise, np.ones_like)
+        parity = (common + own + constant[:, None]).astype(np.float32)
         error = float(np.hypot(error, more))
     return Stripes(row.astype(np.float32), amplifier.astype(np.float32), parity, columns, error)
 
@@ -192,7 +197,7 @@ def _row_means(image, masked, sigma):  # type: ignore[no-untyped-def]
                         n += 1
                 if n == 0:
                     continue
-                middle = np.float64(np.median(buffer[:n]))
+                middle = np.median(buffer[:n]) + 0.0
                 used = 0
                 for _ in range(3):
                     total, used = 0.0, 0
@@ -208,8 +213,8 @@ def _row_means(image, masked, sigma):  # type: ignore[no-untyped-def]
     return values, counts
 
 
-def _estimate(data: Series, variance: Series, kept: Callable[[Series], Series]) -> tuple[Series, Series, float]:
-    """Best linear estimate of a common series and one of each amplifier.
+def _estimate(data: Series, variance: Series, kept: Callable[[Series], Series]) -> tuple[Series, Series, Series, float]:
+    """Best linear estimate of a common series and one of each amplifier, with their constant levels apart.
 
     Parameters
     ----------
@@ -218,18 +223,17 @@ def _estimate(data: Series, variance: Series, kept: Callable[[Series], Series]) 
 
     Returns
     -------
-    common, own : (rows,), (amplifiers, rows).
+    common, own, constant : (rows,), (amplifiers, rows), (amplifiers,).
     error : predicted rms error of their sum, from frequencies that are kept.
     """
     from scipy.sparse.linalg import LinearOperator, cg
 
     amplifiers, rows = data.shape
     seen = np.isfinite(variance)
-    shared, single = np.zeros(rows), np.zeros((amplifiers, rows))
-    if np.count_nonzero(seen) < 2 * rows // 5:
-        return shared, single, 0.0
     used = seen.sum(axis=1) > 0
     centre = np.zeros(amplifiers)
+    if np.count_nonzero(seen) < 2 * rows // 5:
+        return np.zeros(rows), np.zeros((amplifiers, rows)), centre, 0.0
     centre[used] = [np.median(d[s]) for d, s in zip(data[used], seen[used], strict=True)]
     data = np.where(seen, data - centre[:, None], 0.0)
     noise = np.where(seen, variance, 0.0)
@@ -268,12 +272,12 @@ def _estimate(data: Series, variance: Series, kept: Callable[[Series], Series]) 
     mean = common_power + own_power / amplifiers
     left = mean * typical / (amplifiers * mean + typical)
     left += (1 - 1 / amplifiers) * own_power * typical / (own_power + typical)
-    return shared, single, float(np.sqrt(np.mean(gain**2 * left)))
+    return shared, single, centre, float(np.sqrt(np.mean(gain**2 * left)))
 
 
 def _power(data: Series, seen: NDArray[np.bool_], noise: Series, frequency: Series) -> tuple[Series, Series]:
     """Power of what the amplifiers share and of what each adds, at the given frequencies, freed from the noise's."""
-    amplifiers, rows = data.shape
+    rows = data.shape[1]
     ramp = np.clip(np.arange(rows) / (0.05 * rows), 0, 1)
     window = np.sin(0.5 * np.pi * np.minimum(ramp, ramp[::-1])) ** 2
     tapered = data * window
@@ -295,11 +299,13 @@ def _power(data: Series, seen: NDArray[np.bool_], noise: Series, frequency: Seri
         edges.append(edges[-1] + max(_MODES_PER_BIN, int(0.35 * edges[-1])))
     edges[-1] = total.size
     floor = 1e-4 * float(expected.mean())
-    middle = np.array([np.sqrt(a * (b - 1.0)) for a, b in zip(edges[:-1], edges[1:], strict=True)]) / rows
+    middle = np.array([np.sqrt(a * (b - 1.0)) for a, b in pairwise(edges)]) / rows
     out = []
     for power in (shared, total - shared):
-        binned = np.array([power[a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        binned = np.array([power[a:b].mean() for a, b in pairwise(edges)])
         out.append(
-            np.exp(np.interp(np.log(np.maximum(frequency, 0.5 / rows)), np.log(middle), np.log(np.maximum(binned, floor))))
+            np.exp(
+                np.interp(np.log(np.maximum(frequency, 0.5 / rows)), np.log(middle), np.log(np.maximum(binned, floor)))
+            )
         )
     return out[0], out[1]

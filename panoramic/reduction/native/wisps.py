@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panoramic.errors import InputError
-from panoramic.reduction.native.background import sources_in_stripes
+from panoramic.reduction.native.sky_masks import sources_in_stripes
 
 _CLIP_SIGMA = 3.0
 _ITERATIONS = 4
@@ -58,8 +58,8 @@ def fit_wisp_among_sources(
 ) -> WispFit:
     """Fit a template to an image whose sources are not known yet.
 
-    Bright wisps look like sources, and sources bias wisps: a first fit trusts to clipping alone, sources are then looked
-    for without its wisps, and the second fit is beside them. Parameters as of `fit_wisp`.
+    Bright wisps look like sources, and sources bias wisps: a first fit trusts to clipping alone, sources are then
+    looked for without its wisps, and the second fit is beside them. Parameters as of `fit_wisp`.
     """
     first = fit_wisp(image, error, unusable, template, amplifiers=amplifiers)
     if not np.isfinite(first.error):
@@ -111,13 +111,13 @@ def fit_wisp(
     # far from the template rows only cost time
     rows = np.flatnonzero(np.abs(shape).max(axis=1) > 1e-3 * np.abs(shape).max())
     part = np.s_[rows[0] : rows[-1] + 1]
-    planes = [np.ascontiguousarray(plane[part], np.float32) for plane in (image, error, shape)]
+    sci, err, wisp = (np.ascontiguousarray(plane[part], np.float32) for plane in (image, error, shape))
     mask = np.ascontiguousarray(masked[part], np.bool_)
-    if np.count_nonzero((planes[2] != 0) & ~mask & np.isfinite(planes[0]) & (planes[1] > 0)) < _LEAST_PIXELS:
+    if np.count_nonzero((wisp != 0) & ~mask & np.isfinite(sci) & (err > 0)) < _LEAST_PIXELS:
         return WispFit(0.0, np.inf, 0.0, False, "too few free pixels where the template is")
     solution, inflate = np.zeros(2), 1e30
     for step in range(_ITERATIONS):
-        normal, right, scatter = _sums(*planes, mask, amplifiers, solution, _CLIP_SIGMA * inflate)
+        normal, right, scatter = _sums(sci, err, wisp, mask, amplifiers, solution, _CLIP_SIGMA * inflate)
         if not (normal[0, 0] > 0 and np.linalg.det(normal) > 1e-6 * normal[0, 0] * normal[1, 1]):
             return WispFit(0.0, np.inf, 0.0, False, "the free pixels do not tell the template from the sky")
         change = np.linalg.solve(normal, right)
@@ -125,7 +125,7 @@ def fit_wisp(
         inflate = max(1.0, scatter)
         if step > 1 and abs(change[0]) < 1e-4 * abs(solution[0]):
             break
-    table = _block_sums(*planes, mask, amplifiers, solution, _CLIP_SIGMA * inflate, _BLOCK_PX)
+    table = _block_sums(sci, err, wisp, mask, amplifiers, solution, _CLIP_SIGMA * inflate, _BLOCK_PX)
     inverse = np.linalg.inv(normal)
     # neighbouring blocks share a faint galaxy or a fault of the template: four by four they are nearly independent
     across = -(-image.shape[1] // _BLOCK_PX)
