@@ -194,8 +194,13 @@ def _measured_absolute(
     chance_limit = limits.absolute_chance if offset.n >= _EARLY_MATCHES else limits.absolute_chance_early
     chance, contrast = _value(offset.chance), _value(offset.contrast)
     reported = _reported_error(fit)
-    combined = math.hypot(error, reported)
+    # the two share their stars, and a bad fit must not excuse itself: it counts up to the limit on errors alone
+    combined = math.hypot(error, min(reported, limit))
     allowed = limits.absolute_disagreement_sigma * combined + limits.absolute_disagreement_mas
+    most = limits.absolute_offset_own_mas if own else limits.absolute_offset_external_mas
+    beyond = max(0.0, apart - 3 * error)
+    corner = max(_value(offset.corner_err_ra), _value(offset.corner_err_dec))
+    corner_limit = limits.absolute_corner_factor * limit
     note = f"measured {apart:.1f} mas where nothing should be left; combined error {combined:.1f}"
     return [
         Criterion(
@@ -206,7 +211,12 @@ def _measured_absolute(
             gate, f"contrast with {name}", contrast, limits.absolute_contrast, "", contrast >= limits.absolute_contrast,
             at_least=True,
         ),
+        Criterion(
+            gate, f"predicted error at the worst corner against {name}", corner, corner_limit, "mas",
+            corner <= corner_limit,
+        ),
         Criterion(gate, f"offset from {name}", apart, allowed, "mas", apart <= allowed, note=note),
+        Criterion(gate, f"offset from {name} beyond 3 errors", beyond, most, "mas", beyond <= most),
         *_reported(fit),
     ]  # fmt: skip
 

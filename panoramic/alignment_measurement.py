@@ -54,6 +54,7 @@ class Offset:
     ra, dec : the centre, deg, to which the shift belongs.
     n : matched sources.
     dra, ddec, err_ra, err_dec : shift at the centre and its predicted errors, mas.
+    corner_err_ra, corner_err_dec : predicted errors at the corner where they are largest, mas.
     scatter_ra, scatter_dec : of one pair about the solution, mas.
     median_ra, median_dec : median offset of the pairs, mas.
     rotation_deg, rotation_err_deg : positive from north to east.
@@ -79,6 +80,8 @@ class Offset:
     ddec: float | None = None
     err_ra: float | None = None
     err_dec: float | None = None
+    corner_err_ra: float | None = None
+    corner_err_dec: float | None = None
     scatter_ra: float | None = None
     scatter_dec: float | None = None
     median_ra: float | None = None

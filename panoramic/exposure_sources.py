@@ -22,6 +22,8 @@ _MESH_PX = 64
 _APERTURE_PX = 3.0
 # undersampling and pixels' own sensitivity leave this much in a centroid, however bright the star
 _FLOOR_PX = 0.02
+# of a galaxy's half-light radius: dust and clumps move its centre by a few per cent of it from filter to filter
+_SHAPE_PART = 0.05
 # of a Gaussian
 _HALF_LIGHT_PER_SIGMA = 1.1774
 _LARGEST_STEP_PX = 1.5
@@ -36,6 +38,9 @@ _PIXEL_STACKS = (500_000, 5_000_000)
 _DEBLEND_LIMIT = 16_384
 
 
+_COLUMNS = ("x", "y", "ra", "dec", "error_mas", "shape_error_mas", "mag")
+
+
 @dataclass(frozen=True)
 class ExposureSources:
     """Sources of one exposure, brightest first.
@@ -46,6 +51,7 @@ class ExposureSources:
     x, y : 0-based detector pixels, shape (N,).
     ra, dec : deg, by the WCS of the product's header.
     error_mas : standard error per axis of the centroid.
+    shape_error_mas : what another filter or telescope may see elsewhere of an extended source, per axis.
     mag : AB magnitude in an aperture of 3 px, without correction; NaN where the header has no flux scale.
     footprint : (4, 2) RA and Dec of the detector's corners, deg.
     centre : RA and Dec of its middle, deg.
@@ -59,6 +65,7 @@ class ExposureSources:
     ra: np.ndarray
     dec: np.ndarray
     error_mas: np.ndarray
+    shape_error_mas: np.ndarray
     mag: np.ndarray
     footprint: np.ndarray
     centre: tuple[float, float]
@@ -71,17 +78,21 @@ class ExposureSources:
     def without(self, rows: np.ndarray) -> ExposureSources:
         """The same less some rows (boolean, shape (N,))."""
         keep = ~rows
-        columns = {name: getattr(self, name)[keep] for name in ("x", "y", "ra", "dec", "error_mas", "mag")}
+        columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
         return replace(self, **columns)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found on a detector, brightest first: 0-based pixels, centroid error per axis (px), flux in 3 px."""
+    """What was found on a detector, brightest first: 0-based pixels, centroid error per axis, half-light radius (px).
+
+    ``flux`` is that of an aperture of 3 px.
+    """
 
     x: np.ndarray
     y: np.ndarray
     error_px: np.ndarray
+    radius_px: np.ndarray
     flux: np.ndarray
 
 
@@ -132,10 +143,10 @@ def detect_sources(data: np.ndarray, weight: np.ndarray, unusable: np.ndarray) -
 
     data[unusable] = 0.0
     table = _detect(sep, data, weight, unusable)
-    x, y, error, good = _place(sep, data, unusable, table)
+    x, y, error, radius, good = _place(sep, data, unusable, table)
     rows = np.flatnonzero(good)
     rows = rows[np.argsort(-table["flux"][rows], kind="stable")][:_MOST]
-    return Detections(x[rows], y[rows], np.hypot(error[rows], _FLOOR_PX), table["flux"][rows])
+    return Detections(x[rows], y[rows], np.hypot(error[rows], _FLOOR_PX), radius[rows], table["flux"][rows])
 
 
 def on_sky(
@@ -165,12 +176,21 @@ def on_sky(
         ra=ra,
         dec=dec,
         error_mas=found.error_px * scale_mas,
+        shape_error_mas=_shape_error(found.radius_px) * scale_mas,
         mag=_magnitude(found.flux, pixel_area_sr),
         footprint=np.column_stack(sky(*_corners(shape))),
         centre=(float(middle[0][0]), float(middle[1][0])),
         pixel_scale_mas=scale_mas,
         shape=shape,
     )
+
+
+def _shape_error(radius: np.ndarray) -> np.ndarray:
+    """Standard deviation per axis of a centroid from one filter to another: a part of what is wider than a star."""
+    if radius.size == 0:
+        return radius
+    star = np.percentile(radius, 10)
+    return _SHAPE_PART * np.sqrt(np.maximum(radius**2 - star**2, 0.0))
 
 
 def pixel_scale_mas(wcs: Any) -> float:
@@ -256,11 +276,11 @@ def _aperture_excess(sep: Any, data: np.ndarray, noise: np.ndarray, unusable: np
 
 def _place(
     sep: Any, data: np.ndarray, unusable: np.ndarray, table: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Windowed centroids, their errors in pixels, and which rows are good enough to be matched."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Windowed centroids, their errors and half-light radii in pixels, and which rows are good enough to be matched."""
     x, y = table["x"], table["y"]
     if x.size == 0:
-        return x, y, x, np.zeros(0, bool)
+        return x, y, x, x, np.zeros(0, bool)
     radius, _ = sep.flux_radius(data, x, y, 6.0 * np.maximum(table["a"], 1.0), 0.5, mask=unusable, subpix=5)
     window = np.clip(radius, 0.6, 6.0) * 2 / 2.3548
     wx, wy, flag = sep.winpos(data, x, y, window, mask=unusable)
@@ -275,7 +295,7 @@ def _place(
     good &= (wx > _BORDER_PX) & (wx < columns - 1 - _BORDER_PX) & (wy > _BORDER_PX) & (wy < rows - 1 - _BORDER_PX)
     # a hole in the middle (a saturated core, a cosmic ray) moves a centroid
     good &= sep.sum_circle(unusable.astype(np.float32), wx, wy, 1.5, subpix=1)[0] == 0
-    return wx, wy, error, good
+    return wx, wy, error, radius, good
 
 
 def _magnitude(flux: np.ndarray, area: float | None) -> np.ndarray:

@@ -222,7 +222,7 @@ class ReductionOverride(Section):
     """Parameters that replace the survey's own for a field, a filter or an association name pattern."""
 
     match: str
-    engine: Literal["grizli"] | None = None
+    engine: Literal["native", "grizli"] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -241,18 +241,18 @@ class VisitPriors(Section):
     """What the detectors of one exposure know of each other: they share the telescope's pointing error.
 
     ``offset_error_mas`` (per axis) and ``roll_error_deg`` say how well the detectors' places in the focal plane are
-    known.
+    known: 19 mas and 0.009 deg by maximum likelihood on 60 real corrections of one visit.
     """
 
     enabled: bool = True
-    offset_error_mas: Positive = 12.0
-    roll_error_deg: Positive = 0.02
+    offset_error_mas: Positive = 20.0
+    roll_error_deg: Positive = 0.01
 
 
 class ReductionRules(Section):
     """The reduction engine and what it is told."""
 
-    engine: Literal["grizli"] = "grizli"
+    engine: Literal["native", "grizli"] = "grizli"
     parameters: dict[str, Any] = {}
     overrides: tuple[ReductionOverride, ...] = ()
     second_attempt: SecondAttempt = SecondAttempt()
@@ -310,6 +310,9 @@ class Limits(Section):
     absolute_contrast: Positive = 1.5
     absolute_disagreement_sigma: Positive = 3.0
     absolute_disagreement_mas: Positive = 2.0
+    absolute_offset_external_mas: Positive = 20.0
+    absolute_offset_own_mas: Positive = 5.0
+    absolute_corner_factor: Positive = 2.5
     reference_sources: Count = 50
     reference_sources_short: Count = 12
     reference_sources_near: Count = 200

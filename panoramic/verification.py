@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,12 @@ from panoramic.exposure_sources import ExposureSources, find_exposure_sources
 from panoramic.footprints import connected, east_north, hull, inside, positions_of, project, unit_vectors
 from panoramic.reduction.base import Pointing, PointingPrior, ReferenceSources
 from panoramic.reduction.moving import SkyCorrection
+from panoramic.survey import Limits
 
 if TYPE_CHECKING:
     from astropy.table import Table
+
+_Settings = dict[str, Any]
 
 _MAS = np.pi / 180 / 3_600_000
 _ARCSEC = 1000 * _MAS
@@ -51,6 +54,7 @@ def measure_alignment(
     search_radius_arcsec: float,
     prior: PointingKnowledge | None = None,
     pointings: Mapping[str, Pointing | None] | None = None,
+    limits: Limits | None = None,
 ) -> tuple[Measurement, Table]:
     """Measure the alignment of an association's calibrated exposures.
 
@@ -62,6 +66,7 @@ def measure_alignment(
     search_radius_arcsec : largest offset that is looked for.
     prior : what the visit's other detectors say of the whole association's offset from the reference, at its centre.
     pointings : how far each exposure was moved from the archive's pointing, for the pairs' offsets before.
+    limits : how rare chance and how high a peak must be for a number to be given; the survey's defaults where None.
 
     Returns
     -------
@@ -78,16 +83,23 @@ def measure_alignment(
     """
     exposures = without_fixed([find_exposure_sources(path, dataset) for dataset, path in sorted(files.items())])
     pairs = _Pairs(pointings or {})
+    limits = limits or Limits()
+    settings: _Settings = {
+        "search_radius_arcsec": search_radius_arcsec,
+        "maximum_chance": limits.absolute_chance,
+        "maximum_chance_early": limits.absolute_chance_early,
+        "minimum_contrast": limits.absolute_contrast,
+    }
     offsets: list[Offset] = []
     for k, exposure in enumerate(exposures):
         others = [other for i, other in enumerate(exposures) if i != k]
         if others:
-            offsets.append(_relative(exposure, others, search_radius_arcsec, pairs))
+            offsets.append(_relative(exposure, others, settings, pairs))
     absolute = None
     if reference is not None:
-        absolute = _association(association, exposures, reference, search_radius_arcsec, prior)
+        absolute = _association(association, exposures, reference, settings, prior)
         for exposure in exposures:
-            offsets.append(_absolute(exposure, reference, search_radius_arcsec, pairs))
+            offsets.append(_absolute(exposure, reference, settings, pairs))
     name, kind = (reference.name, reference.kind) if reference is not None else ("", "")
     return Measurement(association, name, kind, absolute, tuple(offsets)), pairs.table()
 
@@ -111,15 +123,20 @@ def without_fixed(exposures: Sequence[ExposureSources]) -> list[ExposureSources]
     return [e.without(rows) for e, rows in zip(exposures, fixed, strict=True)]
 
 
-def common_objects(exposures: Sequence[ExposureSources]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Median position of each object over exposures: RA and Dec (deg), error (mas) and magnitude, each (N,)."""
+def common_objects(
+    exposures: Sequence[ExposureSources], *, with_shape: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Median position of each object over exposures: RA and Dec (deg), error (mas) and magnitude, each (N,).
+
+    ``with_shape`` adds to the error what another filter may see elsewhere, which exposures have in common.
+    """
     from scipy.spatial import cKDTree
 
     if sum(len(e) for e in exposures) == 0:
         nothing = np.empty(0)
         return nothing, nothing, nothing, nothing
-    ra, dec, error, mag = (
-        np.concatenate([getattr(e, c) for e in exposures]) for c in ("ra", "dec", "error_mas", "mag")
+    ra, dec, error, shape, mag = (
+        np.concatenate([getattr(e, c) for e in exposures]) for c in ("ra", "dec", "error_mas", "shape_error_mas", "mag")
     )
     owner = np.repeat(np.arange(len(exposures)), [len(e) for e in exposures])
     places = unit_vectors(ra, dec)
@@ -132,6 +149,8 @@ def common_objects(exposures: Sequence[ExposureSources]) -> tuple[np.ndarray, np
     joint = np.array([(error[g] ** -2.0).sum() ** -0.5 for g in groups])
     # of more than two, the median is taken, which is worse than the mean by up to a factor of 1.25
     joint *= np.where([len(g) > 2 for g in groups], 1.25, 1.0)
+    if with_shape:
+        joint = np.hypot(joint, [np.median(shape[g]) for g in groups])
     brightness = np.array([np.nanmedian(mag[g]) if np.isfinite(mag[g]).any() else np.nan for g in groups])
     return middle[:, 0], middle[:, 1], joint, brightness
 
@@ -154,25 +173,26 @@ def knowledge_of(priors: Sequence[PointingPrior], moved: SkyCorrection | None = 
     return PointingKnowledge(moved.east_mas, moved.north_mas, moved.rotation_deg, covariance)
 
 
-def _relative(exposure: ExposureSources, others: Sequence[ExposureSources], radius: float, pairs: _Pairs) -> Offset:
+def _relative(
+    exposure: ExposureSources, others: Sequence[ExposureSources], settings: _Settings, pairs: _Pairs
+) -> Offset:
     """One exposure against what the others have in common."""
     ra, dec, error, _ = common_objects(others)
     answer = measure_solution(
-        exposure.ra, exposure.dec, ra, dec, search_radius_arcsec=radius, footprint=exposure.footprint,
-        error_mas=exposure.error_mas, ref_error_mas=error, magnitude=exposure.mag,
-        largest_error_mas=_LARGEST_ERROR_MAS,
+        exposure.ra, exposure.dec, ra, dec, footprint=exposure.footprint, error_mas=exposure.error_mas,
+        ref_error_mas=error, magnitude=exposure.mag, largest_error_mas=_LARGEST_ERROR_MAS, **settings,
     )  # fmt: skip
     pairs.add(exposure, "relative", ra, dec, answer)
     near = int(inside(ra, dec, exposure.footprint).sum()) if len(ra) else 0
     return _offset(exposure.dataset, "relative", "other exposures", len(exposure), near, exposure, answer, ra, dec)
 
 
-def _absolute(exposure: ExposureSources, reference: ReferenceSources, radius: float, pairs: _Pairs) -> Offset:
+def _absolute(exposure: ExposureSources, reference: ReferenceSources, settings: _Settings, pairs: _Pairs) -> Offset:
     """One exposure against the reference."""
     answer = measure_solution(
-        exposure.ra, exposure.dec, reference.ra, reference.dec, search_radius_arcsec=radius,
-        footprint=exposure.footprint, error_mas=exposure.error_mas, ref_error_mas=reference.error_mas,
-        magnitude=exposure.mag, largest_error_mas=_LARGEST_ERROR_MAS,
+        exposure.ra, exposure.dec, reference.ra, reference.dec, footprint=exposure.footprint,
+        error_mas=np.hypot(exposure.error_mas, exposure.shape_error_mas), ref_error_mas=reference.error_mas,
+        magnitude=exposure.mag, largest_error_mas=_LARGEST_ERROR_MAS, **settings,
     )  # fmt: skip
     pairs.add(exposure, "absolute", reference.ra, reference.dec, answer)
     near = int(inside(reference.ra, reference.dec, exposure.footprint).sum())
@@ -185,16 +205,15 @@ def _association(
     association: str,
     exposures: Sequence[ExposureSources],
     reference: ReferenceSources,
-    radius: float,
+    settings: _Settings,
     prior: PointingKnowledge | None,
 ) -> Offset:
     """The whole association, each object once, against the reference."""
-    ra, dec, error, mag = common_objects(exposures)
+    ra, dec, error, mag = common_objects(exposures, with_shape=True)
     outline = hull([e.footprint for e in exposures])
     answer = measure_solution(
-        ra, dec, reference.ra, reference.dec, search_radius_arcsec=radius, footprint=outline,
-        error_mas=error, ref_error_mas=reference.error_mas, magnitude=mag, largest_error_mas=_LARGEST_ERROR_MAS,
-        prior=prior,
+        ra, dec, reference.ra, reference.dec, footprint=outline, error_mas=error, ref_error_mas=reference.error_mas,
+        magnitude=mag, largest_error_mas=_LARGEST_ERROR_MAS, prior=prior, **settings,
     )  # fmt: skip
     near = int(inside(reference.ra, reference.dec, outline).sum())
     return _offset(association, "absolute", reference.name, len(ra), near, exposures[0], answer)
@@ -222,9 +241,9 @@ def _offset(
         per_side = int(np.clip(np.sqrt(answer.n / _FEWEST_PER_TILE), 1, _TILES))
         tiles = tile_residuals(exposure.x[i], exposure.y[i], east, north, exposure.shape, per_side)
     names = (
-        "ra", "dec", "n", "dra", "ddec", "err_ra", "err_dec", "scatter_ra", "scatter_dec", "median_ra", "median_dec",
-        "rotation_deg", "rotation_err_deg", "rotation_mas", "scale_mas", "scale_err_mas", "chance", "contrast",
-        "with_prior",
+        "ra", "dec", "n", "dra", "ddec", "err_ra", "err_dec", "corner_err_ra", "corner_err_dec", "scatter_ra",
+        "scatter_dec", "median_ra", "median_dec", "rotation_deg", "rotation_err_deg", "rotation_mas", "scale_mas",
+        "scale_err_mas", "chance", "contrast", "with_prior",
     )  # fmt: skip
     return replace(start, **{name: getattr(answer, name) for name in names}, tiles=tiles)
 

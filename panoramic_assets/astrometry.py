@@ -5,7 +5,7 @@ with other parameters and the help of its visit, then the next filter takes its 
 to each other and moved as a whole. The accepted ones are published, and the checks read what was published.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import dagster as dg
@@ -17,7 +17,7 @@ from panoramic.footprints import inside, union_area_arcmin2
 from panoramic.observations import is_long_wave, passband
 from panoramic.provenance import digest_of
 from panoramic_assets.candidates import OwnReference
-from panoramic_assets.choosing import choice_rounds, held_back_in, members_of, priors_of
+from panoramic_assets.choosing import choice_rounds, held_back_in, members_of, word_of_the_visit
 from panoramic_assets.common import (
     MAX_RETRIES,
     RETRY,
@@ -36,11 +36,11 @@ from panoramic_assets.own_reference import own_sources, published_reference
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import (
     Outcome,
-    association_folder,
     is_final,
     reduce_association,
     without_data,
 )
+from panoramic_assets.storing import association_folder
 from resources.home import Home, HomeResource
 
 PLOTS_SHOWN = 16
@@ -55,15 +55,19 @@ def reduce_step(
     own: OwnReference,
     minimum_cover: float,
     attempts: Sequence[Literal["first", "second"]] = ("first",),
+    speakers: Collection[str] | None = None,
 ) -> Outcome:
-    """Reduce one association as a step of a run: the last try answers with a cause instead of failing."""
+    """Reduce one association as a step of a run: the last try answers with a cause instead of failing.
+
+    ``speakers`` are the associations of its visit that a second attempt listens to; None: all.
+    """
     association = home.database.association(name)
     log, verify = context.log.info, verifies(context)
     try:
         with home.alone(name, log):
             for attempt in attempts:
-                priors = priors_of(home, association) if attempt == "second" else None
-                outcome = reduce_association(home, association, own, minimum_cover, log, verify=verify, priors=priors)
+                word = word_of_the_visit(home, association, speakers) if attempt == "second" else None
+                outcome = reduce_association(home, association, own, minimum_cover, log, verify=verify, word=word)
                 if outcome.status == "accepted":
                     break
             return outcome
@@ -103,7 +107,7 @@ def plan_second_attempts(context: dg.OpExecutionContext, home: HomeResource, fir
 @dg.op(retry_policy=RETRY)
 def retry_reference(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
     """Reduce one association again, by the survey's second parameters and with the help of its visit."""
-    return reduce_step(context, home.open(), association, OwnReference.empty(), 1.0, ["second"])
+    return _reduce_again(context, home.open(), association, ["second"])
 
 
 @dg.op(ins={"second": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
@@ -121,7 +125,15 @@ def plan_last_choice(context: dg.OpExecutionContext, home: HomeResource) -> Any:
 @dg.op(retry_policy=RETRY)
 def reduce_other_choice(context: dg.OpExecutionContext, home: HomeResource, association: str) -> Outcome:
     """Reduce one association of another filter against the external catalogues, twice if it must be."""
-    return reduce_step(context, home.open(), association, OwnReference.empty(), 1.0, ["first", "second"])
+    return _reduce_again(context, home.open(), association, ["first", "second"])
+
+
+def _reduce_again(
+    context: dg.OpExecutionContext, home: Home, name: str, attempts: Sequence[Literal["first", "second"]]
+) -> Outcome:
+    """Attempts on an association of the reference: it listens to others of the reference alone."""
+    speakers = {a.name for a in members_of(home, field_of(context))}
+    return reduce_step(context, home, name, OwnReference.empty(), 1.0, attempts, speakers)
 
 
 @dg.op

@@ -6,7 +6,7 @@ Put here the choice among our own reference and the external ones. Keep out wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,32 +65,48 @@ class PassedOver:
     why: str
 
 
-@dataclass
 class Candidates:
-    """Reference catalogues to try, in order, and those that were passed over.
+    """Reference catalogues to try, in order: our own where it covers enough, then the survey's external ones.
 
-    ``sparse`` ones have too few sources for an association alone, and enough where the visit's other detectors help;
-    ``covering`` says that some catalogue has sources there, be they too few.
+    They are asked for one after the other, only as far as somebody wants to know: what lies behind a catalogue that
+    settles the matter neither costs a query nor makes a result stale. ``sparse`` ones have too few sources for an
+    association alone, and enough where the visit's other detectors help; ``covering`` says that some catalogue has
+    sources there, be they too few.
     """
 
-    usable: list[Candidate] = field(default_factory=list)
-    sparse: list[Candidate] = field(default_factory=list)
-    passed_over: list[PassedOver] = field(default_factory=list)
-    covering: bool = False
-    degradations: list[Degradation] = field(default_factory=list)
+    def __init__(self, home: Home, association: Association, own: OwnReference, minimum_cover: float) -> None:
+        self.home, self.association = home, association
+        self.found: list[Candidate] = []
+        self.sparse: list[Candidate] = []
+        self.passed_over: list[PassedOver] = []
+        self.degradations: list[Degradation] = []
+        self.covering = False
+        self._outline = association.footprint
+        self._waiting = list(home.reference_catalogs.names())
+        if own.footprints:
+            self._look_at_own(own, minimum_cover)
+
+    def first(self, number: int) -> list[Candidate]:
+        """The first so many usable ones; fewer where there are no more."""
+        while len(self.found) < number and self._waiting:
+            self._look_at(self._waiting.pop(0))
+        return self.found[:number]
+
+    def all(self) -> list[Candidate]:
+        """All usable ones."""
+        return self.first(len(self.found) + len(self._waiting) + 1)
+
+    @property
+    def some_were_away(self) -> bool:
+        """Whether a catalogue could not be had now."""
+        return any(p.n_sources is None for p in self.passed_over)
 
     @property
     def why_none(self) -> str:
         """Why no catalogue can be used; empty where one can, or where none has a source there."""
-        if self.usable or all(p.n_sources == 0 for p in self.passed_over):
+        if self.found or all(p.n_sources == 0 for p in self.passed_over):
             return ""
         return "no catalogue can align it: " + "; ".join(f"{p.catalog}: {p.why}" for p in self.passed_over)
-
-    @property
-    def notes(self) -> list[str]:
-        """A line on each catalogue."""
-        lines = [f"{c.sources.name}: {len(c.sources)} sources ({c.origin})" for c in self.usable]
-        return lines + [f"{p.catalog}: {p.why}" for p in self.passed_over]
 
     def rows(self) -> list[dict[str, Any]]:
         """Those that were passed over, as rows of the table of tries."""
@@ -106,55 +122,56 @@ class Candidates:
             for p in self.passed_over
         ]
 
+    def _look_at_own(self, own: OwnReference, minimum_cover: float) -> None:
+        minimum = self.home.survey.limits.absolute_n
+        cover = covered_fraction(self._outline, own.footprints)
+        within = int(inside(own.ra, own.dec, self._outline).sum())  # those beside it tie nothing
+        candidate = Candidate(
+            own.around(self._outline, self.home.survey.reference.search_radius_arcsec + _MARGIN_ARCSEC),
+            f"version {own.version}, covers {cover:.0%}",
+        )
+        self.covering |= within > 0
+        if cover >= minimum_cover and within >= minimum:
+            self.found.append(candidate)
+            return
+        why = f"our own reference covers {cover:.0%} with {within} sources, less than {minimum_cover:.0%} or {minimum}"
+        self._pass_over("own", candidate, within, why)
+        self.degradations.append(Degradation(self.association.name, "own_reference", why))
+
+    def _look_at(self, name: str) -> None:
+        """Ask for one external catalogue.
+
+        One with fewer sources in the footprint than engines need to be right is passed over.
+        """
+        survey = self.home.survey
+        margin = max(survey.reference.search_radius_arcsec, survey.reduction.second_attempt.search_radius_arcsec)
+        try:
+            answer = self.home.reference_catalogs.ask(
+                name, self._outline, epoch_of(self.association), margin + _MARGIN_ARCSEC
+            )
+        except (ReferenceCatalogUnavailableError, InputError) as error:
+            self.passed_over.append(PassedOver(name, "", None, str(error)))
+            self.degradations.append(Degradation(self.association.name, f"reference_catalog_{name}", str(error)))
+            return
+        origin = f"{answer.origin}: {answer.detail}" if answer.detail else answer.origin
+        if answer.sources is None:
+            self.passed_over.append(PassedOver(name, origin, 0, "no source there"))
+            return
+        self.covering = True
+        minimum = survey.limits.absolute_n
+        within = int(inside(answer.sources.ra, answer.sources.dec, self._outline).sum())
+        candidate = Candidate(answer.sources, origin)
+        if within >= minimum:
+            self.found.append(candidate)
+        else:
+            self._pass_over(name, candidate, within, f"{within} sources in the field of view, fewer than {minimum}")
+
+    def _pass_over(self, name: str, candidate: Candidate, within: int, why: str) -> None:
+        self.passed_over.append(PassedOver(name, candidate.origin, within, why))
+        if within >= FEWEST_WITH_PRIOR:
+            self.sparse.append(candidate)
+
 
 def epoch_of(association: Association) -> float:
     """Julian year of an association's first exposure."""
     return 2000.0 + (association.first.t_min - JULIAN_YEAR_MJD) / 365.25
-
-
-def reference_candidates(home: Home, association: Association, own: OwnReference, minimum_cover: float) -> Candidates:
-    """The catalogues that can align an association: our own where it covers enough, then the external ones.
-
-    A catalogue with fewer sources in the footprint than engines need to be right is passed over by them.
-    """
-    survey, found = home.survey, Candidates()
-    outline = association.footprint
-    margin = max(survey.reference.search_radius_arcsec, survey.reduction.second_attempt.search_radius_arcsec)
-    margin += _MARGIN_ARCSEC
-    minimum = survey.limits.absolute_n
-    if own.footprints:
-        cover = covered_fraction(outline, own.footprints)
-        within = int(inside(own.ra, own.dec, outline).sum())  # those beside it tie nothing
-        if cover >= minimum_cover and within >= minimum:
-            found.usable.append(Candidate(own.around(outline, margin), f"version {own.version}, covers {cover:.0%}"))
-        else:
-            why = (
-                f"our own reference covers {cover:.0%} with {within} sources, "
-                f"less than {minimum_cover:.0%} or {minimum}"
-            )
-            found.passed_over.append(PassedOver("own", f"version {own.version}", within, why))
-            found.degradations.append(Degradation(association.name, "own_reference", why))
-            if within >= FEWEST_WITH_PRIOR:
-                found.sparse.append(Candidate(own.around(outline, margin), f"version {own.version}"))
-    for name in home.reference_catalogs.names():
-        try:
-            answer = home.reference_catalogs.ask(name, outline, epoch_of(association), margin)
-        except (ReferenceCatalogUnavailableError, InputError) as error:
-            found.passed_over.append(PassedOver(name, "", None, str(error)))
-            found.degradations.append(Degradation(association.name, f"reference_catalog_{name}", str(error)))
-            continue
-        origin = f"{answer.origin}: {answer.detail}" if answer.detail else answer.origin
-        if answer.sources is None:
-            found.passed_over.append(PassedOver(name, origin, 0, "no source there"))
-            continue
-        found.covering = True
-        within = int(inside(answer.sources.ra, answer.sources.dec, outline).sum())
-        if within < minimum:
-            why = f"{within} sources in the field of view, fewer than {minimum}"
-            found.passed_over.append(PassedOver(name, origin, within, why))
-            if within >= FEWEST_WITH_PRIOR:
-                found.sparse.append(Candidate(answer.sources, origin))
-        else:
-            found.usable.append(Candidate(answer.sources, origin))
-    found.covering |= bool(found.usable)
-    return found

@@ -13,6 +13,7 @@ import typer
 from panoramic.alignment import Judgement, Status, overruled
 from panoramic.errors import InputError
 from panoramic_assets.console import opened, refusing, say
+from panoramic_assets.reducing import settle_verdict
 from resources.database import now
 
 AssociationArgument = Annotated[str, typer.Argument(help="Name of the association.")]
@@ -47,6 +48,6 @@ def _judge(name: str, decision: Status, reason: str) -> None:
         judgement = Judgement(decision, reason.strip(), getpass.getuser(), f"{now():%Y-%m-%d}")
         home.database.put_judgement(association, judgement)
         if stored is not None:
-            home.database.put_verdict(overruled(stored[2], judgement))
+            settle_verdict(home, association, stored, overruled(stored.verdict, judgement))
         say(f"{name}: {judgement}")
         say(f"`panoramic run --field {association.field}`, or the next look at the archive, takes it up")

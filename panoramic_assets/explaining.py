@@ -20,8 +20,9 @@ from panoramic_assets.common import verdicts_of
 from panoramic_assets.ingest import mjd
 from panoramic_assets.jobs import STAGES
 from panoramic_assets.observations import completeness_of
-from panoramic_assets.reducing import association_folder, outcome_of
+from panoramic_assets.reducing import outcome_of
 from panoramic_assets.running import AT_WORK
+from panoramic_assets.storing import association_folder
 from panoramic_assets.visits import standing_filters
 from resources.home import Home
 

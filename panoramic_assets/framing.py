@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from panoramic.alignment import Criterion, Verdict, judge, overruled
 from panoramic.alignment_solution import Solution, measure_solution
 from panoramic.associations import Association
 from panoramic.errors import InputError, ReferenceCatalogUnavailableError
@@ -29,8 +28,8 @@ from panoramic_assets.choosing import carries
 from panoramic_assets.common import as_table
 from panoramic_assets.inputs import Log
 from panoramic_assets.own_reference import as_reference, own_sources
-from panoramic_assets.reducing import Outcome, association_folder, outcome_of, store
-from panoramic_assets.storing import products_stand, staging
+from panoramic_assets.reducing import Outcome, judged, outcome_of, settle_verdict, store
+from panoramic_assets.storing import association_folder, products_stand, staging
 from resources.database import StoredReduction
 from resources.home import Home
 
@@ -55,36 +54,38 @@ def settle_frame(home: Home, field: str, members: Sequence[Association], log: Lo
     """Tie overlapping associations, move those that a tie holds, and judge them again where they lie now.
 
     An association that the external catalogues could not align, and that overlaps some that they could, is moved with
-    these and held against their sources.
+    these and held against their sources. One whose overlaps contradict all others is held back.
 
     Returns
     -------
-    The outcomes of those that were moved, by name.
+    The outcomes of those that were moved or judged again, by name.
     """
-    parts = {p.association.name: p for a in members if (p := _part(home, a)) is not None}
-    if not _overlap([p.association for p in parts.values()]):
-        parts_moved = [p for p in parts.values() if p.moved is not None]
-        return _move_all(home, parts_moved, None, log)
-    fingerprint = digest_of(
-        [
-            STAGE_VERSION,
-            [
-                [name, p.stored.fingerprint, p.stored.second_fingerprint, _digest(p.external)]
-                for name, p in sorted(parts.items())
-            ],
-        ]
+    try:
+        parts = [p for a in members if (p := _part(home, a)) is not None]
+    except (ReferenceCatalogUnavailableError, InputError) as error:
+        # without the external sources a component would lose its place: what stands there stays there
+        log(f"{field}: the field's frame stays as it is: {error}")
+        return {}
+    solution = _solution(home, field, parts, log) if _overlap([p.association for p in parts]) else None
+    return _settle_all(home, parts, solution, log)
+
+
+def _solution(home: Home, field: str, parts: Sequence[_Part], log: Log) -> FrameSolution:
+    """The field's frame: the stored one where it was made of the same."""
+    reference = home.survey.reference
+    rules = FrameRules(search_radius_arcsec=reference.search_radius_arcsec)
+    made_of = sorted(
+        [p.association.name, p.stored.fingerprint, p.stored.second_fingerprint, _digest(p.external)] for p in parts
     )
+    fingerprint = digest_of([STAGE_VERSION, asdict(rules), reference.selection.model_dump(), made_of])
     known = home.database.frame(field)
     if known is not None and known[0] == fingerprint:
-        solution = known[1]
-    else:
-        radius = home.survey.reference.search_radius_arcsec
-        rules = FrameRules(search_radius_arcsec=radius)
-        solution = solve_frame([_given(p, radius) for p in parts.values()], rules)
-        home.database.put_frame(field, fingerprint, solution)
-        for refused in solution.refused:
-            log(f"{field}: {refused.first} and {refused.second} are not tied: {refused.text}")
-    return _move_all(home, list(parts.values()), solution, log)
+        return known[1]
+    solution = solve_frame([_given(p, reference.search_radius_arcsec) for p in parts], rules)
+    home.database.put_frame(field, fingerprint, solution)
+    for refused in solution.refused:
+        log(f"{field}: {refused.first} and {refused.second} are not tied: {refused.text}")
+    return solution
 
 
 def _part(home: Home, association: Association) -> _Part | None:
@@ -95,8 +96,8 @@ def _part(home: Home, association: Association) -> _Part | None:
     judgement = home.database.judgement(association)
     rejected = judgement is not None and judgement.decision == "held_back"
     between = any(c.passed is False for c in stored.verdict.of("relative_alignment"))
-    # what its visit placed was moved from where the engine left it, and needs the visit's word to be judged
-    by_its_visit = bool(stored.attempts) and stored.attempts[-1]["attempt"] == "visit"
+    # what its visit placed needs the visit's word to be judged
+    by_its_visit = any(a["attempt"] == "visit" and a["used"] for a in stored.attempts)
     if rejected or between or by_its_visit or not products_stand(home, association.name):
         return None
     catalog = Table.read(home.storage.path(f"{association_folder(association.name)}/{stored.result.catalog}"))
@@ -109,17 +110,15 @@ def _part(home: Home, association: Association) -> _Part | None:
 
 
 def _external(home: Home, association: Association, stored: StoredReduction) -> ReferenceSources | None:
-    """The external catalogue that the association was accepted with."""
+    """The external catalogue that the association was accepted with; raises where it can't be had now."""
     if not carries(stored) or stored.measurement is None or not stored.measurement.reference:
         return None
     margin = home.survey.reference.search_radius_arcsec + 10.0
-    try:
-        answer = home.reference_catalogs.ask(
-            stored.measurement.reference, association.footprint, epoch_of(association), margin
-        )
-    except (ReferenceCatalogUnavailableError, InputError):
-        return None  # the association's own step records it; its ties hold it
-    return answer.sources
+    name, outline = stored.measurement.reference, association.footprint
+    sources = home.reference_catalogs.ask(name, outline, epoch_of(association), margin).sources
+    if sources is None:
+        raise ReferenceCatalogUnavailableError(f"{name} has no source on {association.name} any more")
+    return sources
 
 
 def _digest(sources: ReferenceSources | None) -> str:
@@ -149,47 +148,52 @@ def _given(part: _Part, radius: float) -> FrameAssociation:
     return FrameAssociation(part.association.name, ra, dec, part.association.footprint, error, mag, external)
 
 
-def _move_all(home: Home, parts: Sequence[_Part], solution: FrameSolution | None, log: Log) -> dict[str, Outcome]:
+def _settle_all(home: Home, parts: Sequence[_Part], solution: FrameSolution | None, log: Log) -> dict[str, Outcome]:
     """Move what is not where the solution wants it; first those that carry the reference: the others lean on them."""
     outcomes: dict[str, Outcome] = {}
     for part in sorted(parts, key=lambda p: (not carries(p.stored), p.association.name)):
         name = part.association.name
-        step = _step(part, _wanted(part, solution))
-        leaning = solution is not None and not carries(part.stored) and _is_tied(solution, name)
-        if step is None and not leaning:
+        why = solution.of(name).excluded if solution is not None else None
+        if why is not None or any(a["attempt"] == "ties" for a in part.stored.attempts):
+            outcomes[name] = _say_of_ties(home, part, why, log)
+        if why is not None:
             continue
+        step = _step(part, _wanted(part, solution))
         reference = part.external
         if not carries(part.stored):
+            if solution is None or not _is_tied(solution, name):
+                continue
             neighbours = [p.association for p in parts if p.association.name != name]
             reference = _neighbours_sources(home, neighbours, part.association)
-        if step is None and _judged_by(part.stored, reference):
+        if reference is None or (step is None and _judged_by(part.stored, reference)):
             continue
         outcomes[name] = _move(home, part, step, reference, solution, log)
-    for part in parts:
-        name = part.association.name
-        why = solution.of(name).excluded if solution is not None else None
-        if why is not None:
-            outcomes[name] = _hold_back(home, part, why, log)
     return outcomes
 
 
-def _hold_back(home: Home, part: _Part, why: str, log: Log) -> Outcome:
-    """Hold an association back whose overlaps contradict all others: it or they are wrong by more than errors."""
-    name = part.association.name
-    said = Criterion("absolute_alignment", "ties to overlapping associations", None, None, "", False, note=why)
-    before = part.stored.verdict
-    criteria = (*(c for c in before.criteria if c.name != said.name), said)
-    causes = dict.fromkeys([c for c in (before.cause, str(said)) if c])
-    verdict = Verdict(name, "held_back", criteria, "; ".join(causes))
-    verdict = overruled(verdict, home.database.judgement(part.association))
-    home.database.put_verdict(verdict)
-    log(f"{name}: {verdict.status} {verdict.cause} (field's frame)")
-    return outcome_of(part.association, part.stored._replace(verdict=verdict))
+def _say_of_ties(home: Home, part: _Part, why: str | None, log: Log) -> Outcome:
+    """Keep with the result that its overlaps contradict all others, or that they no longer do, and judge it again.
+
+    Either it is wrong by more than its errors, or they are: it is held back.
+    """
+    stored, association = part.stored, part.association
+    attempts = [a for a in stored.attempts if a["attempt"] != "ties"]
+    if why is not None:
+        row = {"attempt": "ties", "catalog": "neighbours", "origin": "", "n_sources": None, "used": False}
+        attempts.append(row | {"outcome": why})
+    verdict = judged(home, association, stored.result, stored.measurement, attempts)
+    changed = stored._replace(attempts=attempts, verdict=verdict)
+    if attempts != stored.attempts or verdict != stored.verdict:
+        home.database.put_attempts(association.name, attempts, stored.second_fingerprint)
+        settle_verdict(home, association, changed, verdict)
+        log(f"{association.name}: {verdict.status} {verdict.cause} (field's frame)")
+    return outcome_of(association, changed)
 
 
 def _is_tied(solution: FrameSolution, name: str) -> bool:
     member = solution.of(name)
-    return member.ties > 0 and member.excluded is None
+    anchored = next(c for c in solution.components if c.number == member.component).cause is None
+    return member.ties > 0 and member.excluded is None and anchored
 
 
 def _wanted(part: _Part, solution: FrameSolution | None) -> SkyCorrection | None:
@@ -212,8 +216,8 @@ def _step(part: _Part, wanted: SkyCorrection | None) -> SkyCorrection | None:
 
 
 def _judged_by(stored: StoredReduction, reference: ReferenceSources | None) -> bool:
-    """Whether the stored measurement was already made against these sources."""
-    if reference is None or stored.measurement is None:
+    """Whether the stored measurement is against these sources: an external catalogue, or these very neighbours."""
+    if reference is None or reference.kind != "own":
         return True
     return stored.attempts[-1].get("attempt") == "frame" and sources_digest(reference) in stored.attempts[-1]["origin"]
 
@@ -234,7 +238,7 @@ def _move(
     log: Log,
 ) -> Outcome:
     """Move the products, measure and judge them where they lie now, and store all of it."""
-    association, stored, survey = part.association, part.stored, home.survey
+    association, stored = part.association, part.stored
     name, key = association.name, association_folder(association.name)
     folder = staging(home, key)
     shutil.rmtree(folder, ignore_errors=True)
@@ -248,10 +252,7 @@ def _move(
             None,
             {e.dataset: e.pointing for e in result.exposures},
         )
-        verdict = judge(
-            result, association.detector, survey.limits, survey.reference.absolute_alignment, True, "", measurement
-        )
-        verdict = overruled(verdict, home.database.judgement(association))
+        verdict = judged(home, association, result, measurement, ())
         shift = "" if step is None else f"moved {step.east_mas:+.1f}, {step.north_mas:+.1f} mas"
         row = {
             "attempt": "frame",
@@ -261,7 +262,7 @@ def _move(
             "used": verdict.accepted,
             "outcome": "; ".join(t for t in (shift, verdict.cause or "accepted") if t),
         }
-        attempts = [*(a for a in stored.attempts if a["attempt"] != "frame"), row]
+        attempts = [*(a for a in stored.attempts if a["attempt"] not in ("frame", "ties")), row]
         kept = stored._replace(result=result, verdict=verdict, attempts=attempts, measurement=measurement)
         provenance = dict(home.database.products(name)[0]["provenance"])
         provenance["field_frame"] = asdict(solution.of(name).correction) if solution else {}

@@ -24,8 +24,7 @@ from panoramic_assets.common import MAX_RETRIES, RETRY, answer, as_table, field_
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.own_reference import published_reference
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import association_folder
-from panoramic_assets.storing import products_stand, publish, staging
+from panoramic_assets.storing import association_folder, products_stand, publish, staging
 from panoramic_assets.visits import enough, standing_filters
 from resources.database import NO_DATA
 from resources.home import Home, HomeResource

@@ -16,7 +16,7 @@ from panoramic.footprints import parse_s_region
 from panoramic.reference import centroid_errors_mas, merge_own, select_own
 from panoramic_assets.candidates import OwnReference
 from panoramic_assets.choosing import carries
-from panoramic_assets.reducing import association_folder
+from panoramic_assets.storing import association_folder
 from resources.home import Home
 
 

@@ -7,14 +7,14 @@ Dagster.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from astropy.table import Table
 
-from panoramic.alignment import Verdict, judge, overruled
+from panoramic.alignment import Criterion, Verdict, judge, overruled
 from panoramic.alignment_measurement import Measurement
 from panoramic.alignment_plots import draw_alignment
 from panoramic.alignment_prior import PointingKnowledge
@@ -31,14 +31,15 @@ from panoramic.errors import (
     ServiceError,
 )
 from panoramic.plots import plot_image
-from panoramic.provenance import digest_of, record
+from panoramic.provenance import digest_of, record, sha256_of
 from panoramic.reduction.base import Degradation, ExposureInput, PointingPrior, ReductionResult, ReferenceSources
 from panoramic.reduction.moving import move_products
 from panoramic.reference import sources_digest
 from panoramic.verification import correction_of, knowledge_of, no_pairs
-from panoramic_assets.candidates import Candidate, Candidates, OwnReference, reference_candidates
+from panoramic_assets.candidates import Candidate, Candidates, OwnReference
+from panoramic_assets.choosing import VisitWord
 from panoramic_assets.inputs import calibration_references, fetch, made_of_these, templates
-from panoramic_assets.storing import products_stand, publish, staging
+from panoramic_assets.storing import association_folder, products_stand, publish, staging
 from resources.database import ALIGNMENT_FAILED, DONE, NO_DATA, RUNNING, StoredReduction
 from resources.home import Home
 
@@ -72,11 +73,6 @@ class Outcome:
     peak_mib: float = 0.0
 
 
-def association_folder(name: str) -> str:
-    """Where an association's products lie in the storage: below the field that named it, also where it moved since."""
-    return f"{name.split('_', 1)[0]}/associations/{name}"
-
-
 @dataclass(frozen=True)
 class Try:
     """One way to reduce an association: a catalogue, parameters, and what the visit's other detectors say.
@@ -92,7 +88,7 @@ class Try:
     priors: tuple[PointingPrior, ...] = ()
 
     def row(self, made: Made | None, verdict: Verdict) -> dict[str, Any]:
-        """The try as a row of the table of tries."""
+        """The try as a row of the table of tries; ``final`` where no other catalogue could change it."""
         used = made.candidate if made else next(iter(self.candidates), None)
         return {
             "attempt": self.attempt,
@@ -101,6 +97,7 @@ class Try:
             "n_sources": len(used.sources) if used else 0,
             "used": verdict.accepted,
             "outcome": verdict.cause or "accepted",
+            "final": verdict.accepted or any(c.passed is False for c in verdict.of("relative_alignment")),
         }
 
 
@@ -122,22 +119,22 @@ def reduce_association(
     log: Log,
     *,
     verify: bool = False,
-    priors: Sequence[PointingPrior] | None = None,
+    word: VisitWord | None = None,
 ) -> Outcome:
     """Reduce an association, or find that the stored result still stands; measure, judge and store it.
 
     The first attempt tries the catalogues in order until the verdict accepts. The second one is for what was held back:
-    the survey's second parameters with each catalogue again, from where ``priors`` put the exposures, then few
-    reference sources together with the priors.
+    the survey's second parameters with each catalogue again, from where the visit puts the exposures, then few
+    reference sources together with the visit's word.
 
     Parameters
     ----------
     own, minimum_cover : our own reference, and the least fraction of the association that it must cover.
     verify : all bytes of stored products are read before they are taken as they are.
-    priors : None for the first attempt; what the visit's other detectors say (may be nothing) for the second one.
+    word : None for the first attempt; what the visit's other detectors say (may be nothing) for the second one.
     """
     survey, name = home.survey, association.name
-    candidates = reference_candidates(home, association, own, minimum_cover)
+    candidates = Candidates(home, association, own, minimum_cover)
     stored = home.database.reduction(name)
     try:
         inputs = fetch(home, association.exposures, log)
@@ -148,27 +145,30 @@ def reduce_association(
         log(f"{name}: {error}; the result of these very data stands")
         return _reuse(home, association, stored, candidates, log)
     engine_name, parameters = survey.reduction.settings_for(name, association.field, association.first.element)
-    second = survey.reduction.second_attempt
-    fingerprint = digest_of(
+    base = digest_of(
         {
             "stage": f"reduction {STAGE_VERSION}",
             "engine": [engine_name, home.engine(association).version, parameters, list(survey.services_off)],
             "exposures": {e.dataset: e.checksum or e.file_id for e in association.exposures},
             "calibration": sorted(references.items()),
             "templates": templates(home, association.detector),
-            "references": [sources_digest(c.sources) for c in candidates.usable],
+            "search radius": survey.reference.search_radius_arcsec,
         }
     )
-    second_fingerprint = "" if priors is None else digest_of([second.model_dump(), [asdict(p) for p in priors]])
-    current = stored is not None and stored.fingerprint == fingerprint and products_stand(home, name, verify)
-    if stored is not None and current and (priors is None or stored.second_fingerprint == second_fingerprint):
+    stands = stored is not None and products_stand(home, name, verify)
+    current = stored is not None and stands and _is_current(stored, base, candidates)
+    if stored is not None and stands and not current and _only_catalogues_are_away(home, name, base, candidates):
+        log(f"{name}: a catalogue can't be had now; the result of these very data stands")
         return _reuse(home, association, stored, candidates, log)
-    if stored is None or not current or priors is None:
-        attempts, second_fingerprint = candidates.rows(), ""
-        tries = [Try("first", (c,), parameters) for c in candidates.usable] or [Try("first", (), parameters)]
+    second_fingerprint = "" if word is None else _second_fingerprint(home, word, candidates)
+    if stored is not None and current and (word is None or stored.second_fingerprint == second_fingerprint):
+        return _reuse(home, association, stored, candidates, log)
+    if stored is None or not current or word is None:
+        second_fingerprint, earlier = "", []
+        tries: Iterable[Try] = first_tries(candidates, parameters)
     else:
-        attempts = [a for a in stored.attempts if a["attempt"] not in ("second", "visit")]
-        tries = second_tries(home, engine_name, parameters, candidates, tuple(priors))
+        earlier = [a for a in stored.attempts if a["attempt"] in ("", "first")]
+        tries = second_tries(home, engine_name, parameters, candidates, word.priors)
         if not tries:
             return _reuse(home, association, stored, candidates, log)
     home.database.set_status(name, RUNNING)
@@ -176,9 +176,11 @@ def reduce_association(
     exposures = tuple(ExposureInput(dataset, path) for dataset, path in inputs.items())
     folder = staging(home, association_folder(name))
     try:
-        ended = _try_all(home, association, exposures, candidates, tries, attempts, folder, log)
-        if ended is None:
-            return _kept_first(home, association, attempts, second_fingerprint, log)
+        ended, rows = _try_all(home, association, exposures, candidates, tries, folder, log)
+        attempts = [*(earlier or candidates.rows()), *rows]
+        worse = stored is not None and current and stored.verdict.accepted
+        if ended is None or (worse and not ended[1].accepted):
+            return _kept_earlier(home, association, rows, second_fingerprint, log)
         made, verdict, chosen = ended
         failures = [a for a in attempts if a["attempt"] and not a["used"]]
         if failures:
@@ -186,6 +188,8 @@ def reduce_association(
             candidates.degradations.append(Degradation(name, "reference_catalog", first))
         result = replace(made.result, degradations=(*made.result.degradations, *candidates.degradations))
         reference = made.candidate.sources if made.candidate else None
+        tried = sum(a["attempt"] == "first" and a["catalog"] != "none" for a in attempts)
+        fingerprint = _fingerprint(base, candidates.first(tried))
         provenance = record(
             survey=survey.name,
             survey_digest=survey.digest,
@@ -196,11 +200,54 @@ def reduce_association(
             reference_catalog=_named(reference, own) if reference else "",
             checks={"verdict": verdict.status, "cause": verdict.cause, "attempt": chosen.attempt},
         )
+        provenance["without_catalogues"] = base
         kept = StoredReduction(fingerprint, result, verdict, attempts, made.measurement, second_fingerprint)
         store(home, association, folder, kept, made.pairs, provenance)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return outcome_of(association, kept)
+
+
+def _fingerprint(base: str, tried: Sequence[Candidate]) -> str:
+    """Of what made a result: everything but catalogues, and the catalogues that were tried."""
+    return digest_of([base, [sources_digest(c.sources) for c in tried]])
+
+
+def _is_current(stored: StoredReduction, base: str, candidates: Candidates) -> bool:
+    """Whether a stored result is what would be made now.
+
+    Of the catalogues those count that were tried; where all of them failed, another one that could be tried counts too.
+    """
+    firsts = [a for a in stored.attempts if a["attempt"] == "first"]
+    number = sum(a["catalog"] != "none" for a in firsts)
+    tried = candidates.first(number)
+    if len(tried) < number or stored.fingerprint != _fingerprint(base, tried):
+        return False
+    final = bool(firsts) and bool(firsts[-1].get("final", firsts[-1]["used"]))
+    return final or len(candidates.all()) == number
+
+
+def _only_catalogues_are_away(home: Home, name: str, base: str, candidates: Candidates) -> bool:
+    """Whether a stored result differs from what would be made now by catalogues alone, of which one can't be had."""
+    rows = home.database.products(name)
+    return candidates.some_were_away and bool(rows) and rows[0]["provenance"].get("without_catalogues") == base
+
+
+def _second_fingerprint(home: Home, word: VisitWord, candidates: Candidates) -> str:
+    """Of what a second attempt rests on besides the first one's inputs."""
+    rules = home.survey.reduction
+    catalogues = [sources_digest(c.sources) for c in (*candidates.all(), *candidates.sparse)]
+    return digest_of([rules.second_attempt.model_dump(), rules.visit_priors.model_dump(), word.donors, catalogues])
+
+
+def first_tries(candidates: Candidates, parameters: Mapping[str, Any]) -> Iterator[Try]:
+    """The catalogues one after the other, each asked for when its turn comes; without any, one try where none is."""
+    number = 0
+    while len(found := candidates.first(number + 1)) > number:
+        yield Try("first", (found[number],), parameters)
+        number += 1
+    if number == 0:
+        yield Try("first", (), parameters)
 
 
 def second_tries(
@@ -215,8 +262,8 @@ def second_tries(
     tries: list[Try] = []
     if second.enabled:
         wider = home.second_parameters(engine_name, parameters, second)
-        tries += [Try("second", (c,), wider, priors) for c in candidates.usable]
-    catalogs = (*candidates.usable, *candidates.sparse)
+        tries += [Try("second", (c,), wider, priors) for c in candidates.all()]
+    catalogs = (*candidates.all(), *candidates.sparse)
     if priors and catalogs:
         tries.append(Try("visit", catalogs, parameters, priors))
     return tries
@@ -227,19 +274,24 @@ def _try_all(
     association: Association,
     exposures: tuple[ExposureInput, ...],
     candidates: Candidates,
-    tries: Sequence[Try],
-    attempts: list[dict[str, Any]],
+    tries: Iterable[Try],
     folder: Path,
     log: Log,
-) -> tuple[Made, Verdict, Try] | None:
-    """Go through the tries until one is accepted; what the last one made is in the folder.
+) -> tuple[tuple[Made, Verdict, Try] | None, list[dict[str, Any]]]:
+    """Go through the tries until one is accepted; what the last one made is in the folder. And a row for each try.
 
-    A first attempt that fails for another reason than the absolute alignment is not tried with the next catalogue. An
-    engine that breaks down over a second attempt leaves the first one's result: None where nothing else was made.
+    A first attempt that fails for another reason than the absolute alignment is not tried with the next catalogue.
+    Where the engine breaks down, the next try has its turn; None where the last one made nothing.
+
+    Raises
+    ------
+    ReductionError
+        No first attempt made anything; or the engine was killed, which may go better another time.
     """
-    name, limits = association.name, home.survey.limits
-    judgement = home.database.judgement(association)
+    name = association.name
     ended: tuple[Made, Verdict, Try] | None = None
+    broken: ReductionError | None = None
+    rows: list[dict[str, Any]] = []
     for one in tries:
         shutil.rmtree(folder, ignore_errors=True)
         catalogs = ", ".join(c.sources.name for c in one.candidates) or "none"
@@ -247,24 +299,43 @@ def _try_all(
         try:
             made = _make(home, association, exposures, one, folder)
         except ReductionError as error:
-            if one.attempt == "first":
+            if one.attempt == "first" and not isinstance(error, EngineFailedError):
                 raise
-            ended = None
-            attempts.append(one.row(None, Verdict(name, "held_back", (), f"{type(error).__name__}: {error}")))
+            ended, broken = None, error
+            rows.append(one.row(None, Verdict(name, "held_back", (), f"{type(error).__name__}: {error}")))
             log(f"{name}: the {one.attempt} attempt broke down: {error}")
             continue
-        verdict = judge(
-            made.result, association.detector, limits, home.survey.reference.absolute_alignment,
-            candidates.covering, candidates.why_none, made.measurement,
-        )  # fmt: skip
-        verdict = overruled(verdict, judgement)
-        attempts.append(one.row(made, verdict))
+        verdict = judged(home, association, made.result, made.measurement, (), candidates)
+        rows.append(one.row(made, verdict))
         ended = made, verdict, one
         log(f"{name}: {verdict.status} {verdict.cause}")
-        failed_between = any(c.passed is False for c in verdict.of("relative_alignment"))
-        if verdict.accepted or (failed_between and one.attempt == "first"):
+        if verdict.accepted or (rows[-1]["final"] and one.attempt == "first"):
             break
-    return ended
+    if ended is None and broken is not None and one.attempt == "first":
+        raise broken
+    return ended, rows
+
+
+def judged(
+    home: Home,
+    association: Association,
+    result: ReductionResult,
+    measurement: Measurement | None,
+    attempts: Sequence[Mapping[str, Any]],
+    candidates: Candidates | None = None,
+) -> Verdict:
+    """The verdict that counts: the gates', what the ties to its neighbours said since, and a person's judgement."""
+    survey = home.survey
+    verdict = judge(
+        result, association.detector, survey.limits, survey.reference.absolute_alignment,
+        candidates.covering if candidates else True, candidates.why_none if candidates else "", measurement,
+    )  # fmt: skip
+    contradicting = [a["outcome"] for a in attempts if a["attempt"] == "ties"]
+    if contradicting:
+        said = Criterion("absolute_alignment", "ties to neighbours", None, None, "", False, note=contradicting[0])
+        cause = "; ".join(t for t in (verdict.cause, str(said)) if t)
+        verdict = Verdict(verdict.association, "held_back", (*verdict.criteria, said), cause)
+    return overruled(verdict, home.database.judgement(association))
 
 
 def _make(home: Home, association: Association, exposures: tuple[ExposureInput, ...], one: Try, folder: Path) -> Made:
@@ -321,17 +392,34 @@ def store(
     home.database.put_reduction(association, kept, products)
 
 
-def _kept_first(
-    home: Home, association: Association, attempts: list[dict[str, Any]], second_fingerprint: str, log: Log
+def _kept_earlier(
+    home: Home, association: Association, rows: list[dict[str, Any]], second_fingerprint: str, log: Log
 ) -> Outcome:
-    """No second attempt made anything: the first one's result stands as it was, and what was tried is kept."""
-    home.database.put_attempts(association.name, attempts, second_fingerprint)
+    """A second attempt made nothing better: the earlier result stands as it was, and what was tried is kept."""
     stored = home.database.reduction(association.name)
     if stored is None:
-        raise EngineFailedError(f"{association.name}: {attempts[-1]['outcome']}")
-    home.database.set_status(association.name, ALIGNMENT_FAILED, stored.verdict.cause)
-    log(f"{association.name}: no second attempt made anything; the first one's result stands")
+        raise EngineFailedError(f"{association.name}: {rows[-1]['outcome']}")
+    attempts = [*(a for a in stored.attempts if a["attempt"] not in ("second", "visit") or a["used"]), *rows]
+    home.database.put_attempts(association.name, attempts, second_fingerprint)
+    status = DONE if stored.verdict.accepted else ALIGNMENT_FAILED
+    home.database.set_status(association.name, status, stored.verdict.cause)
+    log(f"{association.name}: no second attempt made anything better; the earlier result stands")
     return outcome_of(association, stored)
+
+
+def settle_verdict(home: Home, association: Association, stored: StoredReduction, verdict: Verdict) -> None:
+    """Keep another verdict on a stored result, and draw its plot anew."""
+    home.database.put_verdict(verdict)
+    name, folder = association.name, association_folder(association.name)
+    path = home.storage.path(f"{folder}/{name}_alignment.png")
+    if not path.exists():
+        return
+    pairs = home.storage.path(f"{folder}/{name}_pairs.ecsv")
+    table = Table.read(pairs, format="ascii.ecsv") if pairs.exists() else no_pairs()
+    draw_plot(path.with_name(f".{path.name}.new"), stored._replace(verdict=verdict), table)
+    path.with_name(f".{path.name}.new").replace(path)
+    status = path.stat()
+    home.database.put_product_file(f"{folder}/{path.name}", sha256_of(path), status.st_size, status.st_mtime_ns)
 
 
 def _named(reference: ReferenceSources, own: OwnReference) -> str:
@@ -356,15 +444,9 @@ def is_final(error: Exception) -> bool:
 
 def _reuse(home: Home, association: Association, stored: StoredReduction, candidates: Candidates, log: Log) -> Outcome:
     """The stored result stands; only the verdict is made again, because limits may have changed."""
-    survey = home.survey
-    rule = survey.reference.absolute_alignment
-    verdict = judge(
-        stored.result, association.detector, survey.limits, rule, candidates.covering, candidates.why_none,
-        stored.measurement,
-    )  # fmt: skip
-    verdict = overruled(verdict, home.database.judgement(association))
+    verdict = judged(home, association, stored.result, stored.measurement, stored.attempts, candidates)
     if verdict != stored.verdict:
-        home.database.put_verdict(verdict)
+        settle_verdict(home, association, stored, verdict)
     else:
         home.database.set_status(association.name, DONE if verdict.accepted else ALIGNMENT_FAILED, verdict.cause)
     log(f"{association.name}: nothing changed, result of an earlier run stands ({verdict.status})")
@@ -411,11 +493,7 @@ def draw(folder: Path, kept: StoredReduction, pairs: Table | None) -> None:
     pairs = no_pairs() if pairs is None else pairs
     if len(pairs):
         pairs.write(folder / f"{result.association}_pairs.ecsv", format="ascii.ecsv", overwrite=True)
-    notes = [
-        " ".join(str(a[c]) for c in ("attempt", "catalog", "origin") if a[c]) + f": {a['outcome']}"
-        for a in kept.attempts
-    ]
-    draw_alignment(folder / f"{result.association}_alignment.png", kept.verdict, kept.measurement, pairs, notes)
+    draw_plot(folder / f"{result.association}_alignment.png", kept, pairs)
     if result.image:
         from astropy.io import fits
 
@@ -423,3 +501,12 @@ def draw(folder: Path, kept: StoredReduction, pairs: Table | None) -> None:
         if result.weight:
             weight = fits.getdata(folder / result.weight)
         plot_image(folder / f"{result.association}_image.png", image, result.association, weight)
+
+
+def draw_plot(path: Path, kept: StoredReduction, pairs: Table) -> None:
+    """The alignment plot: what was measured, the verdict, and what was tried."""
+    notes = [
+        " ".join(str(a[c]) for c in ("attempt", "catalog", "origin") if a[c]) + f": {a['outcome']}"
+        for a in kept.attempts
+    ]
+    draw_alignment(path, kept.verdict, kept.measurement, pairs, notes)

@@ -12,6 +12,11 @@ from panoramic.provenance import canonical, sha256_of
 from resources.home import Home
 
 
+def association_folder(name: str) -> str:
+    """Where an association's products lie in the storage: below the field that named it, also where it moved since."""
+    return f"{name.split('_', 1)[0]}/associations/{name}"
+
+
 def staging(home: Home, key: str) -> Path:
     """The folder beside a product's place in which it is made: a killed run's leftover is found there and removed."""
     place = home.storage.path(key)

@@ -18,13 +18,14 @@ from panoramic_assets.astrometry import (
     outcome_metadata,
     reduce_step,
 )
-from panoramic_assets.choosing import held_back_in, members_of
+from panoramic_assets.choosing import held_back_in, taken_by_the_reference
 from panoramic_assets.common import RETRY, answer, field_of, picture, verdicts_of
 from panoramic_assets.inputs import made_of_these
 from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.own_reference import published_reference
 from panoramic_assets.partitions import fields_partitions
-from panoramic_assets.reducing import Outcome, association_folder
+from panoramic_assets.reducing import Outcome
+from panoramic_assets.storing import association_folder
 from resources.home import Home, HomeResource
 
 
@@ -57,9 +58,9 @@ def enough(home: Home, accepted: int, total: int) -> bool:
 
 @dg.op(ins={"astrometric_reference": dg.In(dg.Nothing)}, out=dg.DynamicOut(str))
 def plan_visits(context: dg.OpExecutionContext, home: HomeResource) -> Any:
-    """Every association that is not a reference itself."""
+    """Every association that the reference did not take."""
     house, field = home.open(), field_of(context)
-    reference = {a.name for a in members_of(house, field)}
+    reference = taken_by_the_reference(house, field)
     yield from mapped([a for a in house.database.associations(field) if a.name not in reference])
 
 

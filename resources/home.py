@@ -152,19 +152,26 @@ class Home:
 
     def engine(self, association: Association, parameters: Mapping[str, Any] | None = None) -> Reduction:
         """The reduction engine that the survey file names for this association, with other parameters where given."""
-        from panoramic.reduction.grizli import GrizliReduction
-
         survey = self.survey
         name, own = survey.reduction.settings_for(association.name, association.field, association.first.element)
-        if name != "grizli":
-            raise InputError(f"reduction engine {name!r} is not known; use grizli")
-        engine: Reduction = GrizliReduction(
-            self.calibration.setup(),
-            self.work,
-            own if parameters is None else parameters,
-            timeout_s=survey.reduction.timeout_s,
-            services_off=survey.services_off,
-        )
+        settings: dict[str, Any] = {
+            "calibration": self.calibration.setup(),
+            "work_root": self.work,
+            "parameters": own if parameters is None else parameters,
+            "timeout_s": survey.reduction.timeout_s,
+            "services_off": survey.services_off,
+        }
+        engine: Reduction
+        if name == "native":
+            from panoramic.reduction.native.engine import NativeReduction
+
+            engine = NativeReduction(**settings, cache=self.path / "cache" / "native")
+        elif name == "grizli":
+            from panoramic.reduction.grizli import GrizliReduction
+
+            engine = GrizliReduction(**settings)
+        else:
+            raise _unknown_engine(name)
         if isinstance(survey.archive, SimulatedArchive):
             from panoramic.simulate.engine import with_declared_faults
 
@@ -173,10 +180,12 @@ class Home:
 
     def second_parameters(self, engine: str, first: Mapping[str, Any], second: SecondAttempt) -> dict[str, Any]:
         """What an engine is told in the second attempt."""
-        from panoramic.reduction.grizli_parameters import second_parameters
-
-        if engine != "grizli":
-            raise InputError(f"reduction engine {engine!r} is not known; use grizli")
+        if engine == "native":
+            from panoramic.reduction.native.parameters import second_parameters
+        elif engine == "grizli":
+            from panoramic.reduction.grizli_parameters import second_parameters
+        else:
+            raise _unknown_engine(engine)
         return second_parameters(first, second.parameters, second.search_radius_arcsec)
 
     def measure_alignment(
@@ -190,9 +199,14 @@ class Home:
         """The independent measurement of an association's products, with the survey's search radius."""
         from panoramic.verification import measure_alignment
 
-        radius = self.survey.reference.search_radius_arcsec
         return measure_alignment(
-            association, files, reference, search_radius_arcsec=radius, prior=prior, pointings=pointings
+            association,
+            files,
+            reference,
+            search_radius_arcsec=self.survey.reference.search_radius_arcsec,
+            prior=prior,
+            pointings=pointings,
+            limits=self.survey.limits,
         )
 
 
@@ -215,6 +229,10 @@ def home_from_environment() -> HomeResource:
         path=str(Path(os.environ.get("PANORAMIC_HOME", "data")).resolve()),
         **{key: EnvVar(name) for key, name in optional.items() if os.environ.get(name)},
     )
+
+
+def _unknown_engine(name: str) -> InputError:
+    return InputError(f"reduction engine {name!r} is not known; use native or grizli")
 
 
 def survey_of_folder(folder: Path) -> Survey:

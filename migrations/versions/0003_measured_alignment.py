@@ -81,3 +81,26 @@ def upgrade() -> None:
     with op.batch_alter_table("reductions") as batch:
         batch.add_column(sa.Column("measurement", sa.Text(), nullable=False, server_default=""))
         batch.add_column(sa.Column("second_fingerprint", sa.String(length=64), nullable=False, server_default=""))
+    _rewrite_attempts(op.get_bind())
+
+
+def _rewrite_attempts(connection: sa.Connection) -> None:
+    """What was tried, from ``reference``, ``status`` and ``cause`` to rows of `reference_tries`, in both places."""
+    r = sa.table("reductions", sa.column("assoc"), sa.column("attempts", sa.JSON), sa.column("made", sa.DateTime))
+    columns = ("assoc", "number", "attempt", "catalog", "origin", "n_sources", "used", "outcome")
+    tries = sa.table("reference_tries", *map(sa.column, columns), sa.column("modtime", sa.DateTime))
+    for assoc, attempts, made in connection.execute(sa.select(r.c.assoc, r.c.attempts, r.c.made)).all():
+        rows = [
+            {
+                "attempt": "first",
+                "catalog": attempt["reference"] or "none",
+                "origin": "",
+                "n_sources": None,
+                "used": attempt["status"] == "accepted",
+                "outcome": attempt["cause"] or attempt["status"],
+            }
+            for attempt in attempts
+        ]
+        connection.execute(r.update().where(r.c.assoc == assoc).values(attempts=rows))
+        for number, row in enumerate(rows, start=1):
+            connection.execute(tries.insert().values(assoc=assoc, number=number, modtime=made, **row))

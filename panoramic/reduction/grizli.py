@@ -4,8 +4,8 @@ Put here what happens around the child and what its end means. Keep out grizli i
 a leak, a `SystemExit`, a changed folder or a kill stays over there.
 
 Modules beside it: ``grizli_job`` (what the child is given), ``grizli_child`` (runs in it), ``grizli_products`` (files
-of the contract), ``grizli_logs`` and ``grizli_patterns`` (what it printed), ``grizli_parameters`` (what a survey file
-may say).
+of the contract), ``grizli_logs`` and ``grizli_patterns`` (what it printed), ``grizli_outputs`` (what products lack),
+``grizli_parameters`` (what a survey file may say).
 
 Facts about grizli's numbers that a reader of the result needs:
 
@@ -43,6 +43,7 @@ from panoramic.reduction.base import (
     AbsoluteFit,
     CalibratedExposure,
     CalibrationSetup,
+    Degradation,
     ExposureInput,
     Pointing,
     PointingPrior,
@@ -61,6 +62,7 @@ from panoramic.reduction.grizli_logs import (
     parse_shifts_log,
     parse_wcs_log,
 )
+from panoramic.reduction.grizli_outputs import merge_degradations, output_degradations, reference_degradations
 from panoramic.reduction.grizli_parameters import GrizliParameters, validate_parameters
 from panoramic.reduction.rate_files import check_calibration, read_association
 from panoramic.reduction.workfolder import WorkFolder, publish, remove_orphans, storage_error
@@ -69,6 +71,7 @@ __all__ = ["GrizliParameters", "GrizliReduction", "remove_orphans", "validate_pa
 
 _RERUN = "# !! First `prep` run failed with `run_tweak_align`"
 # as the system says it, and as astropy does before it writes
+_NO_FLUX_SCALE = "no flux scale was applied"  # as `grizli_products` says it
 _NO_ROOM = re.compile(r"No space left on device|Not enough free space")
 
 
@@ -198,6 +201,7 @@ class _Reading:
                 f"It said last:\n{last_meaningful_lines(self.printed)}"
             )
         outcome: dict[str, Any] = json.loads(job.outcome.read_text())
+        self.references: dict[str, str] = outcome.get("references", {})
         if "error" in outcome:
             raise self._typed(outcome["stage"], outcome["error"])
         self.made: dict[str, Any] = outcome["products"]
@@ -214,7 +218,6 @@ class _Reading:
         why = failures[0] if failures else "grizli left it out without a word"
         job.products.mkdir(exist_ok=True)
         self._write_log(job.products / job.log.name)
-        stems = {alias: dataset for dataset, alias in job.aliases.items()}
         return ReductionResult(
             association=job.association,
             engine=GrizliReduction.name,
@@ -228,13 +231,25 @@ class _Reading:
             n_sources=made["n_sources"],
             log=job.log.name,
             pixel_scale_mas=made["pixel_scale_mas"],
-            degradations=find_degradations(self.lines, job.association, stems, job.services_off),
+            degradations=self._degradations(),
             excluded={h.dataset: why for h in job.headers if h.dataset not in written},
             failure="; ".join(failures) or None,
             cpu_seconds=self.end.cpu_seconds,
             wall_seconds=self.end.wall_seconds,
             peak_mib=self.end.peak_mib,
         )
+
+    def _degradations(self) -> tuple[Degradation, ...]:
+        """What the log, the products and CRDS's answer say is missing."""
+        job, made = self.job, self.made
+        written, off = made["exposures"], job.services_off
+        stems = {alias: dataset for dataset, alias in job.aliases.items()}
+        try:
+            seen = output_degradations(job.products, job.association, written, made["image"], made["weight"], off)
+        except OSError as error:
+            raise storage_error(f"{job.association}: a product can't be read back", error) from error
+        told = find_degradations(self.lines, job.association, stems, off)
+        return merge_degradations(told, seen, reference_degradations(self.references, written, off))
 
     def _read(self, path: Path) -> str:
         text = path.read_text(errors="replace") if path.exists() else ""
@@ -316,6 +331,12 @@ class _Reading:
         if error["type"] == "ReferenceFileError":
             context = self.job.calibration.crds_context
             return CalibrationError(f"{name}: reference file {error['message']} (context {context})")
+        if error["type"] == "ProductError" and _NO_FLUX_SCALE in said:
+            first, photom = self.job.headers[0], self.references.get("photom", "none")
+            return CalibrationError(
+                f"{name}: {error['message']}. See whether the photom reference file ({photom}, context "
+                f"{self.job.calibration.crds_context}) has a row for {first.filter} and {first.pupil}"
+            )
         if stage == "calibration" or str(error["module"]).startswith("crds"):
             return CalibrationError(f"{name}: {said}")
         last = last_meaningful_lines(self.printed)

@@ -157,16 +157,18 @@ class GrizliJob:
                 (conf / name / path.name).symlink_to(path)
 
     def _write_reference(self) -> str | None:
-        """The two columns that grizli reads; None where there is no reference."""
+        """The two columns that grizli reads, by brightness; None where there is no reference."""
         if self.reference is None:
             return None
         ra = (np.asarray(self.reference.ra, float) + self.ra_offset) % 360
         dec = np.asarray(self.reference.dec, float)
-        good = np.isfinite(ra) & np.isfinite(dec)
-        if not good.any():
+        # grizli's matcher keeps the first 200 rows of a longer list; NaN magnitudes come last
+        order = np.argsort(np.asarray(self.reference.mag, float), kind="stable")
+        order = order[(np.isfinite(ra) & np.isfinite(dec))[order]]
+        if not order.size:
             return None
         path = self.folder / "reference.radec"
-        path.write_text("".join(f"{a:.9f} {d:.9f}\n" for a, d in zip(ra[good], dec[good], strict=True)))
+        path.write_text("".join(f"{a:.9f} {d:.9f}\n" for a, d in zip(ra[order], dec[order], strict=True)))
         return str(path)
 
     def _content(self) -> dict[str, Any]:

@@ -30,7 +30,10 @@ _WCS_PREFIXES = (
     "CRPIX", "CRVAL", "CTYPE", "CUNIT", "CDELT", "CD1_", "CD2_", "PC1_", "PC2_", "PV1_", "PV2_", "A_", "B_", "AP_",
     "BP_", "WCSAXES", "WCSNAME", "LONPOLE", "LATPOLE", "RADESYS", "EQUINOX", "CROTA", "CTYPE3", "PC3_",
 )  # fmt: skip
-_PRIMARY_FROM_GRIZLI = ("S_FLAT", "S_PHOTOM", "S_WCS", "R_FLAT", "R_PHOTOM", "R_AREA", "R_DISTOR", "R_FILOFF")
+_PRIMARY_FROM_GRIZLI = (
+    "S_FLAT", "S_PHOTOM", "S_WCS", "R_FLAT", "R_PHOTOM", "R_AREA", "R_DISTOR", "R_FILOFF",
+    "ONEFEXP", "FIXFLATF", "WISPFILE",  # grizli's own: 1/f removed, sky flat, wisp template
+)  # fmt: skip
 _SCI_FROM_GRIZLI = ("PHOTMJSR", "PHOTUJA2", "PIXAR_SR", "PIXAR_A2")
 _IMAGE_DROP = ("TELESCOP", "INSTRUME", "BUNIT", "PHOTSCAL")
 

@@ -40,6 +40,7 @@ class Source:
     table, columns : as the service names them.
     condition : ADQL that rows must meet beside lying in the region; empty for VizieR, whose rows are all taken.
     standard : the service's rows as the columns of `panoramic.reference.COLUMNS`; rows that are no reference left out.
+    version : of ``standard``; one more when it makes something else of the same rows.
     """
 
     service: ServiceName
@@ -48,11 +49,12 @@ class Source:
     columns: tuple[str, ...]
     standard: Callable[[Table], Table]
     condition: str = ""
+    version: int = 1
 
     @property
     def definition(self) -> str:
-        """What was asked for: a kept region of another definition is asked for again."""
-        return f"{self.title}; 1; {','.join(self.columns)}; {self.condition}"
+        """What was asked for and made of it: a kept region of another definition is asked for again."""
+        return f"{self.title}; {self.version}; {','.join(self.columns)}; {self.condition}"
 
     def adql(self, cell: Cell) -> str:
         """The query of a region.
@@ -143,6 +145,7 @@ def ls_dr9(table: Table) -> Table:
     legacysurvey.org/dr9/catalogs: ``ra_ivar`` is the inverse variance of RA without cos Dec, in 1/deg2; ``flux_*`` in
     nanomaggies (AB = 22.5 - 2.5 log10); ``type`` DUP marks a Gaia source that another source's model took up, without
     flux of its own; ``ref_cat`` G2 (DR9: Gaia DR2; GE: Gaia EDR3) has ``pmra``, ``pmdec`` in mas/yr and ``ref_epoch``.
+    Motions that Gaia lacks are written as 0 (legacypipe, ``read_gaia``): unknown there, though the epoch is known.
     The errors leave out the astrometric calibration. Asked for are sources of S/N over 10 in r or z (grizli: in r).
     """
     ra, dec = _numbers(table, "ra"), _numbers(table, "dec")
@@ -151,7 +154,9 @@ def ls_dr9(table: Table) -> Table:
         mag_z, mag_r = (np.where(flux > 0, 22.5 - 2.5 * np.log10(flux), np.nan) for flux in (flux_z, flux_r))
         error = [1 / np.sqrt(_numbers(table, column)) for column in ("ra_ivar", "dec_ivar")]
     epoch = _numbers(table, "ref_epoch")
-    moving = np.isin(_text(table, "ref_cat"), ("G2", "GE")) & (epoch > 1900)
+    of_gaia = np.isin(_text(table, "ref_cat"), ("G2", "GE")) & (epoch > 1900)
+    pm_ra, pm_dec = _numbers(table, "pmra"), _numbers(table, "pmdec")
+    moving = of_gaia & ((np.nan_to_num(pm_ra) != 0) | (np.nan_to_num(pm_dec) != 0))
     return _standard(
         (_text(table, "type") != "DUP") & np.isfinite(error[0]) & np.isfinite(error[1]),
         ra=ra,
@@ -159,9 +164,9 @@ def ls_dr9(table: Table) -> Table:
         mag=np.where(np.isfinite(mag_z), mag_z, mag_r),
         ra_error=error[0] * np.cos(np.radians(dec)) * MAS_PER_DEG,
         dec_error=error[1] * MAS_PER_DEG,
-        pm_ra=np.where(moving, _numbers(table, "pmra"), np.nan),
-        pm_dec=np.where(moving, _numbers(table, "pmdec"), np.nan),
-        epoch=np.where(moving, epoch, np.nan),
+        pm_ra=np.where(moving, pm_ra, np.nan),
+        pm_dec=np.where(moving, pm_dec, np.nan),
+        epoch=np.where(of_gaia, epoch, np.nan),
     )
 
 
@@ -273,7 +278,7 @@ CATALOGS: dict[str, tuple[Source, ...]] = {
     "LS_DR9": (
         Source(
             "datalab", "NOIRLab Astro Data Lab, ls_dr9.tractor", "ls_dr9.tractor", _LS, ls_dr9,
-            "type <> 'DUP' AND (flux_r * SQRT(flux_ivar_r) > 10 OR flux_z * SQRT(flux_ivar_z) > 10)",
+            "type <> 'DUP' AND (flux_r * SQRT(flux_ivar_r) > 10 OR flux_z * SQRT(flux_ivar_z) > 10)", version=2,
         ),
     ),
     "PS1": (

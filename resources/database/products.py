@@ -175,6 +175,13 @@ class ProductTables(DatabaseCore):
             query = sa.select(t.products).where(t.products.c.owner == owner).order_by(t.products.c.path)
             return list(connection.execute(query).mappings())
 
+    def put_product_file(self, path: str, checksum: str, size: int, mtime_ns: int) -> None:
+        """Record that a stored product was written anew in its place."""
+        p = t.products
+        values = {"checksum": checksum, "size": size, "mtime_ns": str(mtime_ns)}
+        with self.write() as connection:
+            connection.execute(p.update().where(p.c.path == path).values(**values))
+
     def put_mosaic(
         self,
         stem: str,
@@ -228,7 +235,12 @@ class ProductTables(DatabaseCore):
             }
             for number, r in enumerate(sources)
         ]
-        digest = digest_of([[r["src"], round(r["ra"], 9), round(r["dec"], 9), round(r["mag"], 3)] for r in rows])
+        digest = digest_of(
+            [
+                [r["src"], round(r["ra"], 9), round(r["dec"], 9), round(r["mag"], 3), round(r["error_mas"] or 0.0, 3)]
+                for r in rows
+            ]
+        )
         with self.write() as connection:
             last = self._last_version(connection, field)
             if last is not None and last.digest == digest:
@@ -297,7 +309,11 @@ def _shift_row(fit: RelativeFit, association: Association, at: datetime) -> dict
 
 
 def _try_rows(name: str, attempts: Sequence[Mapping[str, Any]], at: datetime) -> list[dict[str, Any]]:
-    return [{"assoc": name, "number": k, "modtime": at, **attempt} for k, attempt in enumerate(attempts, start=1)]
+    columns = {c.name for c in t.reference_tries.columns}
+    return [
+        {"assoc": name, "number": k, "modtime": at} | {c: v for c, v in attempt.items() if c in columns}
+        for k, attempt in enumerate(attempts, start=1)
+    ]
 
 
 def _measurement_rows(measurement: Measurement | None, at: datetime) -> list[dict[str, Any]]:

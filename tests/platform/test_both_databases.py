@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -26,6 +27,7 @@ from resources.database import Database
 from resources.database.core import PROJECT
 
 AT = datetime(2026, 1, 1)
+ASSOC, UNALIGNED = "j1_v001-9001-f444w_00001", "j1_v002-9001-f444w_00002"
 SURVEY = "name: both\nprograms: [9001]\narchive: {kind: folder, path: nowhere}\n"
 
 
@@ -114,6 +116,28 @@ def visit(observation: int = 1, **changed: object) -> list[dict]:
     ]  # fmt: skip
 
 
+def first_release_reduction(name: str, status: str, attempts: list[dict]) -> dict:
+    """A row of `reductions` with the JSON that the first release wrote."""
+    cause = attempts[-1]["cause"]
+    criterion = {
+        "gate": "absolute_alignment", "name": "matches", "value": 9.0, "limit": 12.0, "unit": "",
+        "passed": status == "accepted", "near": False, "note": "",
+    }  # fmt: skip
+    result = {
+        "association": name, "engine": "grizli", "engine_version": "1.12",
+        "exposures": [{"dataset": "d", "filename": "d_rate.fits", "sha256": "0" * 64, "size": 5}], "relative": [],
+        "absolute": {"reference": "PS1", "kind": "external", "dx": 0.1, "dy": 0.2, "rotation_deg": 0.0, "scale": 1.0,
+                     "n": 9, "rms": 0.3, "pixel_scale_mas": 63.0, "reported_rms": None},
+        "image": None, "weight": None, "catalog": None, "n_sources": 7, "log": "log", "pixel_scale_mas": 63.0,
+        "degradations": [], "excluded": {}, "failure": None, "cpu_seconds": 0.0, "wall_seconds": 0.0, "peak_mib": 0.0,
+    }  # fmt: skip
+    verdict = {"association": name, "status": status, "criteria": [criterion], "cause": cause}
+    return {
+        "assoc": name, "fingerprint": "f" * 64, "result": json.dumps(result), "verdict": json.dumps(verdict),
+        "status": status, "attempts": json.dumps(attempts), "made": datetime(2025, 12, 24, 18, 30),
+    }  # fmt: skip
+
+
 def test_the_newest_tables_are_those_of_the_code(database: Database) -> None:
     database.migrate()
     database.migrate()
@@ -134,17 +158,52 @@ def test_rows_outlive_the_migrations(database: Database) -> None:
             "'[]', '2026-01-01', '2026-01-01')",
             "INSERT INTO assoc_table VALUES ('j1_v001-9001-f444w_00001', 2, '', 'j1', 9001, 'F444W-CLEAR', 'NIRCAM', "
             "'NRCBLONG', 0, 0, 500, '', 1, 1, '2026-01-01', '')",
+            "INSERT INTO assoc_table VALUES ('j1_v002-9001-f444w_00002', 9, '', 'j1', 9001, 'F444W-CLEAR', 'NIRCAM', "
+            "'NRCBLONG', 0, 0, 500, '', 1, 1, '2026-01-01', 'no catalogue')",
             "INSERT INTO products VALUES ('p', 'j1', 'o', 'k', 'c', 1, '1', 'f', '{}', '2026-01-01')",
         ):
             connection.exec_driver_sql(statement)
+        few = {"reference": "LS_DR9", "status": "held_back", "cause": "matches = 9 (limit 12): \u00b5 'few'"}
+        then = {"reference": "PS1", "status": "accepted", "cause": ""}
+        none = {"reference": "", "status": "held_back", "cause": "no catalogue"}
+        insert = (
+            "INSERT INTO reductions (assoc, fingerprint, result, verdict, status, attempts, made) "
+            "VALUES (:assoc, :fingerprint, :result, :verdict, :status, :attempts, :made)"
+        )
+        for row in (
+            first_release_reduction(ASSOC, "accepted", [few, then]),
+            first_release_reduction(UNALIGNED, "held_back", [none]),
+        ):
+            connection.execute(sa.text(insert), row)
     database.migrate()
+    database.migrate()  # nothing is rewritten twice
     with database.read() as connection:
         ((revision, field, exposure),) = database.latest(connection).values()
         assert (revision, field, exposure.file_id, exposure.granted) == (1, "j1", 7, False)
         assert database.known_associations(connection, "j1") == {}
-    assert len(database.association_rows("j1")) == 1
+    assert len(database.association_rows("j1")) == 2
     assert len(database.products("o")) == 1
     assert database.arrived_since("j1") == {"d"}
+    kept, unaligned = database.reduction(ASSOC), database.reduction(UNALIGNED)
+    assert kept is not None
+    assert unaligned is not None
+    tried = {"attempt": "first", "origin": "", "n_sources": None}
+    assert kept.attempts == [
+        {**tried, "catalog": "LS_DR9", "used": False, "outcome": "matches = 9 (limit 12): \u00b5 'few'"},
+        {**tried, "catalog": "PS1", "used": True, "outcome": "accepted"},
+    ]
+    assert unaligned.attempts == [{**tried, "catalog": "none", "used": False, "outcome": "no catalogue"}]
+    assert (kept.verdict.accepted, unaligned.verdict.accepted) == (True, False)
+    assert (kept.measurement, kept.second_fingerprint, kept.fingerprint) == (None, "", "f" * 64)
+    assert kept.result.absolute is not None
+    assert (kept.result.absolute.n, kept.result.exposures[0].pointing) == (9, None)
+    rows = [dict(row) for row in database.reference_tries("j1")]
+    made = {row.pop("modtime") for row in rows}
+    assert made == {datetime(2025, 12, 24, 18, 30)}
+    assert rows == [
+        *({"assoc": ASSOC, "number": k, **a} for k, a in enumerate(kept.attempts, start=1)),
+        {"assoc": UNALIGNED, "number": 1, **unaligned.attempts[0]},
+    ]
 
 
 def test_an_ingest_and_what_it_decides(database: Database, tmp_path: Path) -> None:

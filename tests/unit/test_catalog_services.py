@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from panoramic.errors import (
 from panoramic.footprints import from_tangent_plane
 from panoramic.reference import UNKNOWN_MOTION, move
 from panoramic.survey import ReferenceRules
+from resources.catalogs.definitions import CATALOGS
 from resources.catalogs.protocols import Patience, read_votable, tap_query
 from resources.catalogs.services import Addresses, CatalogServices
 from resources.reference_catalogs import FolderReferenceCatalogs, SurveyReferenceCatalogs
@@ -180,6 +182,31 @@ def test_motions_of_the_ground_based_catalogues(server, tmp_path) -> None:
         assert sources is not None
         moved = (np.sort(sources.ra) - places[:, 0]) * 3.6e6
         np.testing.assert_allclose(moved, [100 * years, 0, 0], atol=0.2)  # what is noise, or no star's, stays
+
+
+def test_a_gaia_star_without_a_motion_is_not_one_that_stands_still(server, tmp_path) -> None:
+    """LS_DR9 writes the motions that Gaia lacks as 0: ten years later the star may be anywhere within 30 mas."""
+    places = np.column_stack([10.0 + 0.002 * np.arange(5), np.zeros(5)])
+    fill(server, "LS_DR9", places)
+    tractor = server.tables["ls_dr9.tractor"]
+    tractor["ref_cat"], tractor["ref_epoch"] = ["G2", "GE", "G2", "GE", "  "], [2015.5, 2016.0, 2015.5, 2016.0, 0.0]
+    tractor["pmra"], tractor["pmdec"] = [0.0, 0.0, 50.0, 0.0, 0.0], [0.0, np.nan, 0.0, -40.0, 0.0]
+    sources = survey(services(server, tmp_path)).load("LS_DR9", footprint(10.004, 0.0), 2025.5)
+    assert sources is not None
+    order = np.argsort(sources.ra)
+    moved = np.column_stack([sources.ra, sources.dec])[order] - places
+    np.testing.assert_allclose(moved * 3.6e6, [[0, 0], [0, 0], [500, 0], [0, -380], [0, 0]], atol=0.01)
+    grown = [np.hypot(10.0, UNKNOWN_MOTION * years) for years in (10.0, 9.5)]
+    # a motion's own error is not asked for, and a galaxy has none
+    np.testing.assert_allclose(sources.error_mas[order], [*grown, 10.0, 10.0, 10.0], rtol=1e-6)
+
+
+def test_what_is_made_of_the_rows_is_part_of_a_definition() -> None:
+    """Regions that were kept while LS_DR9's zeros counted as motions are asked for again."""
+    (source,) = CATALOGS["LS_DR9"]
+    before = replace(source, version=1)
+    assert before.definition != source.definition
+    assert "; 1; ra," in before.definition
 
 
 def test_what_is_no_reference_is_left_out(server, tmp_path) -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,26 +43,34 @@ from panoramic.reduction.workfolder import WorkFolder, publish
 A, B = (f"jw09001001001_02201_0000{i}_nrcblong" for i in (1, 2))
 PROJECT = Path(__file__).resolve().parents[2]
 
-# plays grizli_child: `act(job)` does what a test wants, with the folders that the real one has
+# plays grizli_child: does what a test's code says, with the folders that the real one has
 STAND_IN = """
-import json, os, signal, sys, time
+import json, os, shutil, signal, sys, time
 from pathlib import Path
+made_before = Path(__file__).parent
 job = json.loads(Path(sys.argv[1]).read_text())
 work, root, products = Path(job["work"]), job["root"], Path(job["products"])
 prep = work / root / "Prep"
 prep.mkdir()
 products.mkdir()
 
-def done(exposures=True, **error):
+def done(exposures=True, image=False, references=("area", "filteroffset", "photom"), **error):
     made = {"exposures": {}, "image": None, "weight": None, "catalog": None, "n_sources": 0, "pixel_scale_mas": 0.0}
     if exposures:
         for e in job["exposures"]:
-            (products / f"{e['dataset']}_rate.fits").write_bytes(b"pixels of " + e["dataset"].encode())
+            shutil.copyfile(made_before / "product.fits", products / f"{e['dataset']}_rate.fits")
             made["exposures"][e["dataset"]] = f"{e['dataset']}_rate.fits"
         made |= {"n_sources": 7, "pixel_scale_mas": 63.0}
-    outcome = {"stage": "products", "products": made, "references": {}}
+    if image:
+        for plane, name in (("image", "sci.fits"), ("weight", "wht.fits")):
+            shutil.copyfile(made_before / name, products / name)
+            made[plane] = name
+    outcome = {"stage": "products", "references": {kind: f"{kind}_1.fits" for kind in references}}
     if error:
-        outcome = {"stage": error.pop("stage"), "error": {"module": "builtins", "errno": None, "message": "", **error}}
+        outcome["stage"] = error.pop("stage")
+        outcome["error"] = {"module": "builtins", "errno": None, "message": "", **error}
+    else:
+        outcome["products"] = made
     Path(job["outcome"]).write_text(json.dumps(outcome))
 
 def shifts(rejected=False):
@@ -112,6 +122,16 @@ def setup(tmp_path: Path) -> CalibrationSetup:
     return CalibrationSetup(crds, "jwst_1.pmap", grizli_path=tmp_path / "grizli")
 
 
+def write_product(path: Path, used: float = 1.0, **keywords: str) -> None:
+    """A small calibrated exposure, complete but for what is said."""
+    weight = (np.arange(400).reshape(20, 20) < used * 400).astype(np.float32)
+    primary = fits.PrimaryHDU()
+    primary.header.update({"S_FLAT": "COMPLETE", "S_PHOTOM": "COMPLETE", "S_WCS": "COMPLETE", **keywords})
+    planes = {"SCI": np.ones_like(weight), "ERR": np.ones_like(weight), "WHT": weight, "DQ": np.zeros((20, 20), "u4")}
+    hdus = [primary, *(fits.ImageHDU(plane, name=name) for name, plane in planes.items())]
+    fits.HDUList(hdus).writeto(path, overwrite=True)
+
+
 Run = Callable[..., ReductionResult]
 REFERENCE = ReferenceSources("LS_DR9", np.array([150.1, 150.2]), np.array([2.3, 2.4]), np.zeros(2), np.zeros(2))
 
@@ -129,8 +149,14 @@ def run(tmp_path: Path, setup: CalibrationSetup, rate_files: tuple[ExposureInput
 
     def call(
         code: str, reference: ReferenceSources | None = REFERENCE, n: int = 2, timeout_s: float = 60,
-        priors: tuple[PointingPrior, ...] = (), **engine: object,
+        priors: tuple[PointingPrior, ...] = (), product: Mapping[str, Any] = MappingProxyType({}), lost: int = 0,
+        **engine: object,
     ) -> ReductionResult:  # fmt: skip
+        write_product(tmp_path / "product.fits", **product)
+        image = np.ones((20, 20), np.float32)
+        fits.writeto(tmp_path / "wht.fits", image, overwrite=True)
+        image.flat[:lost] = np.nan
+        fits.writeto(tmp_path / "sci.fits", image, overwrite=True)
         script = tmp_path / "stand_in.py"
         script.write_text(STAND_IN + textwrap.dedent(code))
         reduction = GrizliReduction(setup, tmp_path / "work", timeout_s=timeout_s, **engine)  # type: ignore[arg-type]
@@ -161,6 +187,49 @@ def test_a_reduction(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "products" / "assoc.failed.log").exists()
     assert result.peak_mib > 0 and result.cpu_seconds > 0
     assert ReductionResult.from_json(result.to_json()) == result
+
+
+def of_whom(result: ReductionResult) -> dict[str, set[str]]:
+    """Who lacks each thing."""
+    found: dict[str, set[str]] = {}
+    for entry in result.degradations:
+        found.setdefault(entry.what, set()).add(entry.product)
+    return found
+
+
+def test_nothing_is_missing(run: Run) -> None:
+    assert run("shifts(); wcs(); done(image=True)").degradations == ()
+
+
+def test_what_log_products_and_crds_say_is_missing(run: Run) -> None:
+    """Each of the three is heard, and what two of them say of one exposure is one row with both reasons."""
+    result = run(
+        """
+        print("# prep.apply_region_mask_from_db: query failed")
+        print("Fix 3000000 NaN pixels in extension 1, set DQ=1025")
+        shifts(); wcs(); done(image=True, references=["area", "photom"])
+        """,
+        product={"used": 0.5, "S_JUMP": "SKIPPED", "ENGQLPTG": "PLANNED"},
+        lost=4,
+        services_off=("region_mask", "filter_offset"),
+    )
+    each = {A, B}
+    assert of_whom(result) == {
+        "region_mask": each, "jump_detection": each, "usable_area": each, "measured_pointing": each,
+        "filter_offset": each, "drizzled_image": {"assoc"},
+    }  # fmt: skip
+    assert len(result.degradations) == 11 and result.failure is None
+    assert {d.what for d in result.degradations if d.intended} == {"region_mask", "filter_offset"}
+    why = {(d.product, d.what): d.why for d in result.degradations}
+    assert why["assoc", "drizzled_image"] == "1.0% of the drizzled image's pixels with weight have no value"
+    assert all("Fix 3000000 NaN" in why[e, "usable_area"] and "only 50% of" in why[e, "usable_area"] for e in each)
+    assert ReductionResult.from_json(result.to_json()) == result
+
+
+def test_a_product_that_can_not_be_read_back(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="assoc: a product can't be read back"):
+        run(f"shifts(); wcs(); done(); (products / '{A}_rate.fits').write_text('')")
+    assert not (tmp_path / "products" / "assoc").exists()
 
 
 def test_what_the_child_is_given(run: Run, tmp_path: Path) -> None:
@@ -370,6 +439,15 @@ def test_a_missing_reference_file(run: Run) -> None:
         run("done(stage='calibration', type='ReferenceFileError', message='photom: none')")
     with pytest.raises(CalibrationError, match=r"CrdsDownloadError: x\.asdf"):
         run("print('# !crds.core.exceptions.CrdsDownloadError: x.asdf'); done(exposures=False)")
+
+
+def test_no_flux_scale_is_a_matter_of_calibration(run: Run) -> None:
+    with pytest.raises(CalibrationError, match=r"DN/S: no flux scale.*photom_1\.fits, context jwst_1\.pmap.*F444W and"):
+        run(
+            "done(stage='products', type='ProductError', message='x: grizli left it in DN/S: no flux scale was applied')"
+        )
+    with pytest.raises(EngineFailedError, match="ProductError: x: planes of unlike shapes"):
+        run("done(stage='products', type='ProductError', message='x: planes of unlike shapes')")
 
 
 def test_a_full_disk_over_there(run: Run) -> None:

@@ -22,8 +22,9 @@ from panoramic.errors import (
     WrongShapeError,
 )
 from panoramic.pointing import moved_position, rotation_of
-from panoramic.reduction.base import CalibrationSetup, ExposureInput, Pointing, PointingPrior
+from panoramic.reduction.base import CalibrationSetup, ExposureInput, Pointing, PointingPrior, ReferenceSources
 from panoramic.reduction.grizli_child import complete_header, describe_prior
+from panoramic.reduction.grizli_job import GrizliJob
 from panoramic.reduction.grizli_parameters import (
     SECOND_ATTEMPT,
     GrizliParameters,
@@ -218,6 +219,26 @@ def test_a_survey_that_names_its_second_parameters_gets_these_alone() -> None:
     assert second_parameters({"lean": True}, {}, 10.0) == {"lean": True}
     with pytest.raises(InputError, match="did you mean align_clip"):
         second_parameters({}, {"align_klip": 5}, 10.0)
+
+
+# --- the reference -------------------------------------------------------------------------
+
+
+def test_the_reference_is_written_by_brightness(make_rate: MakeRate, tmp_path: Path) -> None:
+    """grizli keeps the first 200 rows: the brightest; unknown magnitudes last, equal ones as they came."""
+    mag = np.array([22.0, np.nan, 19.5, 22.0, np.nan, 18.0, 15.0])
+    ra = 150.0 + np.arange(7) / 100
+    dec = np.array([2.0, 2.0, 2.0, 2.0, 2.0, 2.0, np.nan])
+    reference = ReferenceSources("LS_DR9", ra, dec, mag, np.full(7, 30.0))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    job = GrizliJob(
+        folder, "assoc", (read_rate_header(ExposureInput("a", make_rate())),), reference, GrizliParameters(),
+        CalibrationSetup(tmp_path, "jwst_1.pmap"), (), "1.14.3",
+    )  # fmt: skip
+    job.write()
+    rows = np.loadtxt(folder / "reference.radec")
+    assert rows[:, 0] == pytest.approx([150.05, 150.02, 150.0, 150.03, 150.01, 150.04], abs=1e-9)
 
 
 # --- the working copy ----------------------------------------------------------------------

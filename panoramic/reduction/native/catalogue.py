@@ -183,9 +183,7 @@ def _kron(sep: Any, science: Image, void: NDArray[np.bool_], objects: Any, x: Ar
     return flux
 
 
-def _empty_apertures(
-    sep: Any, science: Image, error: Image, occupied: NDArray[np.bool_], radius: float
-) -> float:
+def _empty_apertures(sep: Any, science: Image, error: Image, occupied: NDArray[np.bool_], radius: float) -> float:
     """How many times more the flux of empty apertures scatters than their errors say; at least 1."""
     step = 2 * radius + 1
     y, x = (a.ravel() for a in np.mgrid[step : science.shape[0] - step : step, step : science.shape[1] - step : step])

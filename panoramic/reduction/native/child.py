@@ -11,13 +11,14 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from panoramic.alignment_solution import Solution
 from panoramic.errors import NoUsableExposureError
 from panoramic.exposure_sources import Detections, ExposureSources
 from panoramic.pointing import pointing_at, rotation_of
@@ -51,6 +52,7 @@ from panoramic.verification import without_fixed
 Array = NDArray[np.float64]
 
 _SECONDS_PER_DAY = 86400.0
+_DIGITS_MAS, _DIGITS_DEG = 4, 8
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,13 @@ class _Member:
 
     @property
     def pointing(self) -> Pointing:
-        """The correction of the archive's pointing, at the detector's reference point."""
-        return pointing_at(self.rotation, *self.place)
+        """The correction of the archive's pointing, at the detector's reference point.
+
+        Rounded far below its error: the last bits of a library's sums hang on where its arrays lie in memory.
+        """
+        exact = pointing_at(self.rotation, *self.place)
+        east, north = (round(v, _DIGITS_MAS) for v in exact.shift_mas)
+        return replace(exact, shift_mas=(east, north), roll_deg=round(exact.roll_deg, _DIGITS_DEG))
 
     @property
     def geometry(self) -> Geometry:
@@ -183,26 +190,28 @@ class Association:
                 self._note(name, "wisp_template", f"scattered light (wisps) was not subtracted: {why}")
             glowing = (header.start - DECAY_S * LASTING / _SECONDS_PER_DAY, header.start)
             earlier = [(mask, end) for mask, end in earlier if end >= glowing[0]]
+            raw = _science_header(header.path)
+            archive = Geometry.from_header(raw, own.distortion, own.filter_offset)
             try:
-                exposure = reduce_exposure(header, own, job.parameters, earlier=earlier, template=template)
+                exposure = reduce_exposure(header, own, archive, job.parameters, earlier=earlier, template=template)
             except NoUsableExposureError as error:
                 self.excluded[name] = str(error)
                 say(f"{name}: left out: {error}")
                 continue
             self.notes += exposure.degradations
             earlier.append((exposure.saturated, header.end))
-            members.append(self._member(exposure, own))
+            members.append(self._member(exposure, own, archive, (float(raw["RA_REF"]), float(raw["DEC_REF"]))))
+            del exposure
         return members
 
-    def _member(self, exposure: ReducedExposure, references: References) -> _Member:
+    def _member(
+        self, exposure: ReducedExposure, references: References, archive: Geometry, place: tuple[float, float]
+    ) -> _Member:
         job, header = self.job, exposure.header
-        raw = _science_header(header.path)
-        archive = Geometry.from_header(raw, references.distortion, references.filter_offset)
-        place = float(raw["RA_REF"]), float(raw["DEC_REF"])
         prior = next((p for p in job.priors if p.dataset == header.dataset), None)
         start = np.eye(3) if prior is None else rotation_of(Pointing(*place, prior.shift_mas, prior.roll_deg))
         science, weight = exposure.planes["SCI"], exposure.planes["WHT"]
-        found = find_sources(science, weight)  # type: ignore[arg-type]
+        found = find_sources(science, weight)
         path = job.products / f"{header.dataset}_rate.fits"
         written = write_exposure(exposure, references, archive, path, job.provenance)
         wisp = "" if exposure.wisp is None else f", wisps {exposure.wisp.amplitude:.4g} +- {exposure.wisp.error:.2g}"
@@ -261,15 +270,8 @@ class Association:
         if solution.failure:
             self.failures.append(solution.failure)
             say(solution.failure)
-        if solution.fit is not None:
-            fit, answer = solution.fit, solution.solution
-            assert answer is not None
-            say(
-                f"aligned to {fit.reference}: {fit.n} matches, {-answer.dra:.2f} mas east, {-answer.ddec:.2f} mas north "
-                f"(errors {answer.err_ra:.2f}, {answer.err_dec:.2f}), {fit.rotation_deg:.5f} deg; scatter "
-                f"{answer.scatter_ra:.1f}, {answer.scatter_dec:.1f} mas; expected chance solutions {answer.chance:.1g}, "
-                f"contrast {answer.contrast:.2f}{', with what the visit says' if answer.with_prior else ''}"
-            )
+        if solution.solution is not None and job.reference is not None:
+            say(_absolute_line(solution.solution, job.reference.name))
         for member in members:
             member.rotation = solution.rotation @ member.rotation
         return solution
@@ -332,9 +334,7 @@ class Association:
 
 def _calibrated(member: _Member) -> CalibratedExposure:
     path = member.written.path
-    return CalibratedExposure(
-        member.header.dataset, path.name, sha256_of(path), path.stat().st_size, member.pointing
-    )
+    return CalibratedExposure(member.header.dataset, path.name, sha256_of(path), path.stat().st_size, member.pointing)
 
 
 def _science_header(path: Path) -> Any:
@@ -347,14 +347,25 @@ def _relative_line(fit: RelativeFit, why: str) -> str:
     if fit.role != "matched":
         return f"{fit.dataset}: {fit.role} {why}".strip()
     return (
-        f"{fit.dataset}: tied to the others by {fit.n} sources, {fit.dx:.4f} {fit.dy:.4f} px, {fit.rotation_deg:.5f} deg, "
-        f"errors {fit.rms_x:.4f} {fit.rms_y:.4f} px"
+        f"{fit.dataset}: tied to the others by {fit.n} sources, {fit.dx:.4f} {fit.dy:.4f} px, "
+        f"{fit.rotation_deg:.5f} deg, errors {fit.rms_x:.4f} {fit.rms_y:.4f} px"
+    )
+
+
+def _absolute_line(solution: Solution, reference: str) -> str:
+    return (
+        f"aligned to {reference}: {solution.n} matches, {-solution.dra:.2f} mas east, {-solution.ddec:.2f} mas north "
+        f"(errors {solution.err_ra:.2f}, {solution.err_dec:.2f}), {-solution.rotation_deg:.5f} deg; "
+        f"scatter {solution.scatter_ra:.1f}, {solution.scatter_dec:.1f} mas; expected chance solutions "
+        f"{solution.chance:.1g}, contrast {solution.contrast:.2f}"
+        f"{', with what the visit says' if solution.with_prior else ''}"
     )
 
 
 def say(line: str) -> None:
     """A line of the log."""
-    print(line, flush=True)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main(job_file: str) -> int:

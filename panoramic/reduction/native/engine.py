@@ -112,7 +112,8 @@ class NativeReduction:
                 job = work.path / "job.json"
                 home = work.path / "home"
                 try:
-                    (home / "tmp").mkdir(parents=True)
+                    for part in ("tmp", "cache", "config"):
+                        (home / part).mkdir(parents=True)
                     content = self._job(association, headers, reference, pointing_priors, work.path)
                     job.write_text(json.dumps(content))
                 except OSError as error:
@@ -206,9 +207,7 @@ class NativeReduction:
         if "error" in said:
             raise _typed(association, said["error"], log)
         result = ReductionResult.from_json(said["result"])
-        return replace(
-            result, cpu_seconds=end.cpu_seconds, wall_seconds=end.wall_seconds, peak_mib=end.peak_mib
-        )
+        return replace(result, cpu_seconds=end.cpu_seconds, wall_seconds=end.wall_seconds, peak_mib=end.peak_mib)
 
 
 def _check_priors(association: str, headers: tuple[RateHeader, ...], priors: tuple[PointingPrior, ...]) -> None:

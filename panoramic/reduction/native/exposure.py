@@ -7,19 +7,23 @@ and all that looks at more than one exposure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panoramic.errors import CalibrationError, NoUsableExposureError
 from panoramic.reduction.base import Degradation
-from panoramic.reduction.native.background import Background, find_sources, flatten, measure_background
+from panoramic.reduction.native.background import Background, flatten, measure_background
+from panoramic.reduction.native.claws import flag_regions, parse_regions
 from panoramic.reduction.native.detector import Calibrated, calibrate
+from panoramic.reduction.native.geometry import Geometry
 from panoramic.reduction.native.parameters import NativeParameters
 from panoramic.reduction.native.persistence import flag_persistence, saturated_pixels
 from panoramic.reduction.native.references import FLAGS, References
+from panoramic.reduction.native.sky_masks import find_sources
 from panoramic.reduction.native.snowballs import find_snowballs
 from panoramic.reduction.native.stripes import Stripes
 from panoramic.reduction.native.wisps import WispFit, fit_wisp_among_sources
@@ -32,7 +36,7 @@ WISP_DETECTORS = ("NRCA3", "NRCA4", "NRCB3", "NRCB4")
 SMALLEST_USABLE = 0.2
 _COMPLETE = 0.8
 _WEIGHT_CEILING = 2.0
-_DO_NOT_USE, _PERSISTENCE, _OUTLIER = (np.uint32(FLAGS[k]) for k in ("DO_NOT_USE", "PERSISTENCE", "OUTLIER"))
+_DO_NOT_USE, _PERSISTENCE = (np.uint32(FLAGS[k]) for k in ("DO_NOT_USE", "PERSISTENCE"))
 
 
 @dataclass(eq=False)
@@ -52,7 +56,7 @@ class ReducedExposure:
     """
 
     header: RateHeader
-    planes: dict[str, NDArray[np.generic]]
+    planes: dict[str, NDArray[Any]]
     background: Background
     stripes: Stripes | None
     wisp: WispFit | None
@@ -64,6 +68,7 @@ class ReducedExposure:
 def reduce_exposure(
     header: RateHeader,
     references: References,
+    geometry: Geometry,
     parameters: NativeParameters,
     *,
     earlier: Sequence[tuple[Mask, float]] = (),
@@ -75,6 +80,7 @@ def reduce_exposure(
     ----------
     header : of its rate file.
     references : of its detector, filter and pupil.
+    geometry : by the archive's pointing, for regions on the sky.
     earlier : (saturated pixels, end in MJD) of exposures before it.
     template : wisps, flat-fielded, any unit; None where there is none.
 
@@ -91,13 +97,14 @@ def reduce_exposure(
     saturated = saturated_pixels(exposure.dq)
     unusable = exposure.unusable()
     if parameters.snowballs:
-        unusable |= find_snowballs(
-            exposure.dq, star_cores=exposure.saturated_core, growth=parameters.snowball_growth
-        )
+        unusable |= find_snowballs(exposure.dq, star_cores=exposure.saturated_core, growth=parameters.snowball_growth)
     if parameters.persistence and earlier:
         glowing = flag_persistence(earlier, header.start, saturated_now=exposure.saturated_core)
         exposure.dq[glowing] |= _PERSISTENCE
         unusable |= glowing
+    if parameters.scattered_light:
+        regions = parse_regions(parameters.scattered_light)
+        unusable |= flag_regions(regions, name, SHAPE, geometry.pixels)
     usable = 1 - float(unusable.mean())
     if usable < SMALLEST_USABLE:
         raise NoUsableExposureError(f"only {usable:.1%} of its pixels can be used")
@@ -109,7 +116,7 @@ def reduce_exposure(
         raise NoUsableExposureError("its background can't be measured: no mesh has free pixels")
     weight, shot = _weight(exposure, image, background, unusable, sources, references)
     exposure.dq[unusable] |= _DO_NOT_USE
-    planes: dict[str, NDArray[np.generic]] = {"SCI": image, "ERR": exposure.err, "WHT": weight, "DQ": exposure.dq}
+    planes: dict[str, NDArray[Any]] = {"SCI": image, "ERR": exposure.err, "WHT": weight, "DQ": exposure.dq}
     if parameters.variances:
         planes |= {
             "VAR_POISSON": exposure.var_poisson, "VAR_RNOISE": exposure.var_rnoise, "VAR_FLAT": exposure.var_flat,
@@ -191,9 +198,11 @@ def _flattened(
 
 
 def _scaled(stripes: Stripes, factor: float) -> Stripes:
-    parts = (stripes.row, stripes.amplifier, stripes.parity)
-    return Stripes(*(np.asarray(p * np.float32(factor), np.float32) for p in parts), stripes.columns,
-                   stripes.error * factor)  # fmt: skip
+    """The stripes in another unit."""
+    row, amplifier, parity = (
+        np.asarray(part * factor, np.float32) for part in (stripes.row, stripes.amplifier, stripes.parity)
+    )
+    return replace(stripes, row=row, amplifier=amplifier, parity=parity, error=stripes.error * factor)
 
 
 def _weight(

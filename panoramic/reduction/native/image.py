@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panoramic.footprints import deproject, mean_position, project
-from panoramic.mosaic.pixelmap import PixelMap
+from panoramic.mosaic.pixelmap import STEP, PixelMap
 from panoramic.reduction.native.geometry import Geometry
 from panoramic.reduction.native.outliers import FrameMap
 from panoramic.reduction.rate_files import SHAPE
@@ -57,17 +57,17 @@ class Grid:
         shape = int(bottom + np.ceil(eta.max())) + _MARGIN_PX, int(left + np.ceil(-xi.min())) + _MARGIN_PX
         return cls(ra, dec, scale_mas, shape, float(left), float(bottom))
 
-    def pixels(self, ra: Array, dec: Array, channel: Any = None) -> tuple[Array, Array]:
+    def pixels(self, ra: Array, dec: Array) -> tuple[Array, Array]:
         """0-based pixels of sky positions, deg."""
         xi, eta = project(ra, dec, self.ra, self.dec)
         step = self.scale_mas * _MAS
-        return self.x - xi / step, self.y + eta / step
+        return np.asarray(self.x - xi / step, float), np.asarray(self.y + eta / step, float)
 
     def sky(self, x: Array, y: Array) -> tuple[Array, Array]:
         """RA and Dec, deg, of 0-based pixels."""
         step = self.scale_mas * _MAS
         ra, dec = deproject((self.x - np.asarray(x)) * step, (np.asarray(y) - self.y) * step, self.ra, self.dec)
-        return ra % 360, dec
+        return np.asarray(ra, float), np.asarray(dec, float)
 
     def cards(self) -> dict[str, float | int | str]:
         """The WCS of its header."""
@@ -123,8 +123,7 @@ def drizzle(parts: Sequence[Part], grid: Grid, pixfrac: float) -> tuple[Image, I
     science, weight = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
     engine = Drizzle(kernel="square", fillval=0.0, out_img=science, out_wht=weight, disable_ctx=True)
     for part in parts:
-        # the map is sampled by functions alone: any geometry and any plane will do
-        places = PixelMap.from_wcs(cast(Any, _Projection(part.geometry)), SHAPE, cast(Any, grid), cast(Any, None))
+        places = _pixel_map(part.geometry, grid)
         for first in range(0, SHAPE[0], _ROWS):
             rows = slice(first, min(first + _ROWS, SHAPE[0]))
             own_weight = part.weight[rows]
@@ -145,11 +144,7 @@ def drizzle(parts: Sequence[Part], grid: Grid, pixfrac: float) -> tuple[Image, I
     return science, weight
 
 
-class _Projection:
-    """A geometry as `PixelMap` asks for one."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-
-    def all_pix2world(self, x: Array, y: Array, origin: int) -> tuple[Array, Array]:
-        return self.geometry.sky(x - origin, y - origin)
+def _pixel_map(geometry: Geometry, grid: Grid) -> PixelMap:
+    """Where the detector's pixels fall on the grid, by the nodes that `PixelMap` has."""
+    y, x = (np.arange(-STEP, length + 2 * STEP, STEP, dtype=float) for length in SHAPE)
+    return PixelMap(SHAPE, *grid.pixels(*geometry.sky(*np.meshgrid(x, y))))

@@ -9,9 +9,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from panoramic.errors import InputError
+from panoramic.reduction.native.claws import parse_regions
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -30,6 +31,9 @@ class NativeParameters(BaseModel):
     odd_even: bool = Field(True, description="measure the difference of even and odd columns")
     wisps: bool = Field(True, description="subtract wisps where there is a template")
     background_mesh_px: int = Field(128, ge=16, le=1024, description="mesh of the background")
+    scattered_light: tuple[dict[str, Any], ...] = Field(
+        (), description="regions to leave out (claws, glints): match, vertices, frame, note"
+    )
     outliers: bool = Field(True, description="reject what differs between exposures")
 
     # alignment
@@ -42,6 +46,15 @@ class NativeParameters(BaseModel):
     detection_sigma: Positive = Field(1.5, description="detection limit of the catalogue, of a smoothed pixel")
     variances: bool = Field(True, description="keep the three variances in the products")
     gwcs: bool = Field(False, description="write the geometry as a gwcs object as well")
+
+    @field_validator("scattered_light")
+    @classmethod
+    def _drawn_well(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        try:
+            parse_regions(value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return value
 
 
 def validate_parameters(parameters: Mapping[str, Any]) -> NativeParameters:

@@ -162,9 +162,7 @@ def finish_exposure(
 
     with fits.open(path, mode="update", memmap=True, output_verify="silentfix") as hdus:
         primary, header = hdus[0].header, hdus["SCI"].header
-        for key, value in zip(
-            _POINTING_COMMENTS, (*pointing.shift_mas, pointing.roll_deg), strict=True
-        ):
+        for key, value in zip(_POINTING_COMMENTS, (*pointing.shift_mas, pointing.roll_deg), strict=True):
             primary[key] = value
         _set_geometry(header, geometry)
         _check_wcs(header, path)
@@ -257,7 +255,9 @@ def _append_gwcs(path: Path, geometry: Geometry) -> None:
 
     buffer = io.BytesIO()
     # history would hold a date
-    asdf.AsdfFile({"meta": {"wcs": geometry.gwcs()}}).write_to(buffer, all_array_storage="inline", include_block_index=False)
+    asdf.AsdfFile({"meta": {"wcs": geometry.gwcs()}}).write_to(
+        buffer, all_array_storage="inline", include_block_index=False
+    )
     content = np.frombuffer(buffer.getvalue(), np.uint8)
     column = fits.Column("ASDF_METADATA", f"{content.size}B", array=content[None, :])
     table = fits.BinTableHDU.from_columns([column], name="ASDF")
