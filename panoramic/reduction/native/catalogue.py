@@ -5,6 +5,7 @@ Put here finding and measuring its sources in the contract's columns. Keep out p
 
 Errors are those of the weights times what empty apertures scatter more; the purity is counted on the image turned
 upside down, whose sources are all false: noise is symmetric, the sky's light is not (as is known from radio surveys).
+What may be a piece of a bright star's spikes has SExtractor's flag 1, and takes no part in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from panoramic.exposure_sources import in_spikes
 from panoramic.reduction.base import CATALOG_COLUMNS
 from panoramic.reduction.native.image import Grid
 
@@ -165,7 +167,8 @@ def _measured(
         "error": flux_error,
         "total": np.where(kron > 0, kron, flux),
         "radius": half,
-        "flags": objects["flag"].astype(int) | flag,
+        # SExtractor's bit for "so near to something bright that photometry is wrong"
+        "flags": objects["flag"].astype(int) | flag | in_spikes(x, y, objects["flux"].astype(float)),
     }
 
 

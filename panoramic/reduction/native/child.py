@@ -368,6 +368,18 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def peak_mib() -> float | None:
+    """Largest resident size of this program, MiB; None where the system doesn't tell.
+
+    What a parent is told on Linux is no less than its own size when it started the child.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) / 1024 if found else None
+
+
 def main(job_file: str) -> int:
     """Do the job; every way to end is written down."""
     raw = json.loads(Path(job_file).read_text())
@@ -386,6 +398,7 @@ def main(job_file: str) -> int:
             }
         }
         traceback.print_exc()
+    outcome["peak_mib"] = peak_mib()
     target = Path(raw["outcome"])
     beside = target.with_suffix(".part")
     beside.write_text(json.dumps(outcome))

@@ -207,7 +207,12 @@ class NativeReduction:
         if "error" in said:
             raise _typed(association, said["error"], log)
         result = ReductionResult.from_json(said["result"])
-        return replace(result, cpu_seconds=end.cpu_seconds, wall_seconds=end.wall_seconds, peak_mib=end.peak_mib)
+        return replace(
+            result,
+            cpu_seconds=end.cpu_seconds,
+            wall_seconds=end.wall_seconds,
+            peak_mib=said["peak_mib"] or end.peak_mib,
+        )
 
 
 def _check_priors(association: str, headers: tuple[RateHeader, ...], priors: tuple[PointingPrior, ...]) -> None:
