@@ -72,6 +72,7 @@ class Sky:
     few_sources: int | None = None
     sparse: list[tuple[np.ndarray, int]] = field(default_factory=list)
     needs_second: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
 
 
 class FakeArchive:
@@ -205,6 +206,7 @@ class FakeCatalogs:
     available = names
 
     def ask(self, name, footprint, epoch, margin_arcsec=0.0):
+        self.sky.asked.add(name)  # for an alignment; mosaics load theirs
         return CatalogAnswer(name, self.load(name, footprint, epoch, margin_arcsec), "folder", f"{name}.ecsv")
 
     def load(self, name, footprint, epoch, margin_arcsec=0.0):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -204,6 +205,115 @@ def test_a_changed_reference_redoes_what_depends_on_it_and_nothing_else(platform
     redone = {name for name, _ in platform.sky.reduced[count:]}
     assert redone == {long_wave, *(n for n in names_of(platform, field, "f115w") if "_v001-" in n)}
     assert platform.home.database.reference_version(field) == version + 1
+
+
+def three_in_a_row(platform_of, survey_text):
+    """Three overlapping pointings of which the middle one's solution is off by 25 mas, which the catalogue can't tell."""
+    platform = platform_of(survey_text)
+    for observation, dec in enumerate((2.0, 2.006, 2.012), start=1):
+        platform.add_visit(150.0, dec, observation)
+    platform.ingest()
+    (field,) = platform.home.database.field_names()
+    plan(platform, field)
+    return platform, field
+
+
+def test_what_contradicts_its_neighbours_stays_held_back(platform_of, survey_text, monkeypatch) -> None:
+    """The frame's word is part of the verdict: no other step lifts it, and a second run changes nothing."""
+    from panoramic_assets import framing
+
+    platform, field = three_in_a_row(platform_of, survey_text)
+    odd = names_of(platform, field, "f444w")[1]
+    solve = framing.solve_frame
+
+    def contradicted(associations, rules):
+        solution = solve(associations, rules)
+        members = tuple(replace(m, excluded="it contradicts two") if m.name == odd else m for m in solution.members)
+        return replace(solution, members=members)
+
+    monkeypatch.setattr(framing, "solve_frame", contradicted)
+    for _ in range(2):
+        result = platform.run(field)
+        assert result.success
+        stored = platform.home.database.reduction(odd)
+        assert not stored.verdict.accepted
+        assert "it contradicts two" in stored.verdict.cause
+        assert odd not in {r["src"] for r in platform.home.database.reference(field)}
+        assert {r["assoc_name"]: r["status"] for r in platform.home.database.association_rows(field)}[odd] == 9
+    count = len(platform.sky.reduced)
+    # the step before the frame alone doesn't lift it either
+    platform.materialize("astrometric_reference", field)
+    assert not platform.home.database.reduction(odd).verdict.accepted
+    assert len(platform.sky.reduced) == count
+
+
+def test_a_second_attempt_of_the_reference_stands_when_the_visit_is_finished(platform) -> None:
+    """What is aligned to the reference has no say in making it: the second run finds everything as it was."""
+    platform.add_visit(150.0, 2.0, 1, detectors=("nrcb1", "nrcblong"))
+    platform.add_visit(150.0, 2.045, 1, detectors=("nrca1", "nrcalong"))
+    relax(platform)
+    platform.ingest()
+    (field,) = platform.home.database.field_names()
+    plan(platform, field)
+    (late,) = names_of(platform, field, "f444w", "ALONG")
+    platform.sky.needs_second = {late}
+    assert platform.run(field).success
+    assert platform.home.database.reduction(late).verdict.accepted
+    count, version = len(platform.sky.reduced), platform.home.database.reference_version(field)
+    assert platform.run(field).success
+    assert platform.sky.reduced[count:] == []
+    assert platform.home.database.reference_version(field) == version
+
+
+def test_a_catalogue_that_is_away_leaves_what_it_made(two_fields) -> None:
+    platform, first, _ = two_fields
+    assert platform.run(first).success
+    count = len(platform.sky.reduced)
+    platform.sky.damaged_catalogs = {"LS_DR9"}
+    assert platform.run(first).success
+    assert len(platform.sky.reduced) == count
+    assert {r["status"] for r in platform.home.database.association_rows(first)} == {2}
+
+
+def test_catalogues_behind_the_one_that_settles_it_do_not_count(platform_of, survey_text) -> None:
+    platform = platform_of(survey_text)
+    platform.add_visit(150.0, 2.0, 1)
+    platform.ingest()
+    (field,) = platform.home.database.field_names()
+    assert platform.run(field).success
+    count = len(platform.sky.reduced)
+    platform.sky.asked.clear()
+    changed = platform.home.survey.reference.model_copy(update={"catalogs": ("LS_DR9", "NSC", "GAIA")})
+    platform.home.prepare(platform.home.survey.model_copy(update={"reference": changed}))
+    assert platform.run(field).success
+    assert len(platform.sky.reduced) == count
+    assert "NSC" not in platform.sky.asked
+
+
+def test_a_kill_between_product_and_database_is_healed(two_fields, monkeypatch) -> None:
+    """The new products are in their place and the database knows the old ones: the next run makes it whole."""
+    from resources.database import Database
+
+    platform, first, _ = two_fields
+    assert platform.run(first).success
+    (name,) = names_of(platform, first, "f115w")
+    row = next(r for r in platform.sky.rows if "jw09001001" in r["filename"] and "nrcb1" in r["filename"])
+    row |= {"ArchiveFileID": 2, "checksum": "1" * 32}
+    platform.ingest()
+    put = Database.put_reduction
+
+    def killed(self, association, kept, products):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "put_reduction", killed)
+    with pytest.raises(BaseException):  # noqa: B017 whatever the runner makes of it
+        platform.run(first)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Database, "put_reduction", put)
+    count = len(platform.sky.reduced)
+    assert platform.run(first).success
+    assert [n for n, _ in platform.sky.reduced[count:]] == [name]
+    assert platform.home.database.reduction(name).verdict.accepted
 
 
 def relax(platform) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from panoramic.alignment import Verdict, judge
+from panoramic.alignment_measurement import Measurement, Offset
 from panoramic.reduction.base import AbsoluteFit, ReductionResult, RelativeFit
 from panoramic.survey import Limits
 
@@ -138,3 +139,78 @@ def test_real_absolute_fits(shared_data: Path) -> None:
         f.n < 12 or f.rms * 63 > (20 if f.kind == "own" else 80) or f.rms * 63 / math.sqrt(f.n) > 5 for f in refused
     )
     assert len(refused) < len(rows)
+
+
+# --- measured ---------------------------------------------------------------------------------
+
+
+def measured(apart: float, error: float, **changes: object) -> Measurement:
+    """An association that lies ``apart`` mas off its reference, known to ``error``."""
+    numbers = {
+        "n": 40, "ra": 1.0, "dec": 2.0, "dra": apart, "ddec": 0.0, "err_ra": error, "err_dec": error,
+        "corner_err_ra": 1.5 * error, "corner_err_dec": 1.5 * error, "scatter_ra": 30.0, "scatter_dec": 30.0,
+        "rotation_deg": 0.0, "rotation_err_deg": 0.001, "rotation_mas": 0.0, "chance": 1e-9, "contrast": 5.0,
+    } | changes  # fmt: skip
+    kind = str(numbers.pop("kind", "external"))
+    offset = Offset("a", "absolute", "LS_DR9", 300, 60, 63.0, **numbers)  # type: ignore[arg-type]
+    return Measurement("a", "LS_DR9", kind, offset, ())
+
+
+def judged(measurement: Measurement, n: int = 40, rms_px: float = 0.5) -> Verdict:
+    """The verdict where the engine reports this of its own fit, and that all exposures agree."""
+    fit = AbsoluteFit("LS_DR9", measurement.reference_kind, 0.0, 0.0, 0.0, 1.0, n, rms_px, 63.0)
+    result = ReductionResult(
+        "a", "engine", "1", (), (RelativeFit("e", "single"),), fit, None, None, None, 100, "", 63.0
+    )
+    return judge(result, "NRCALONG", Limits(), "required", True, "", measurement)
+
+
+@pytest.mark.parametrize(("n", "rms_px"), [(40, 0.5), (5, 0.83), (5, 5.0), (3, 40.0)])
+def test_a_bad_fit_does_not_excuse_a_measured_offset(n: int, rms_px: float) -> None:
+    """The worse the engine's own numbers, the less they prove."""
+    assert not judged(measured(400.0, 10.0), n, rms_px).accepted
+    assert not judged(measured(75.0, 12.0), n, rms_px).accepted
+    assert judged(measured(10.0, 8.0), n, rms_px).accepted
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cause"),
+    [
+        ({"error": 21.0}, "predicted error against"),
+        ({"chance": 2e-3}, "chance of 40 matches"),
+        ({"chance": 5e-4, "n": 11}, "chance of 11 matches"),
+        ({"contrast": 1.4}, "contrast"),
+        ({"corner_err_ra": 60.0}, "worst corner"),
+        ({"rotation_deg": 0.1, "rotation_mas": 160.0}, "offset from LS_DR9"),
+        ({"ddec": 90.0}, "offset from LS_DR9"),
+    ],
+)
+def test_each_measured_number_is_held_to_its_limit(numbers: dict[str, float], cause: str) -> None:
+    assert judged(measured(3.0, 5.0)).accepted
+    numbers = dict(numbers)
+    error = numbers.pop("error", 5.0)
+    verdict = judged(measured(3.0, error, **numbers))
+    assert not verdict.accepted
+    assert cause in verdict.cause
+
+
+def test_our_own_reference_is_held_to_less() -> None:
+    assert judged(measured(1.5, 0.5, kind="own")).accepted
+    assert not judged(measured(7.5, 0.5, kind="own")).accepted
+    assert not judged(measured(1.5, 5.5, kind="own")).accepted
+
+
+def test_the_axis_that_is_farthest_beyond_its_error_decides() -> None:
+    """East is larger and means nothing, north is smaller and certain."""
+    verdict = judged(measured(21.0, 7.0, ddec=24.0, err_dec=0.3))
+    assert not verdict.accepted
+    assert "24" in verdict.cause
+
+
+def test_a_refused_measurement_is_never_accepted() -> None:
+    offset = Offset(
+        "a", "absolute", "LS_DR9", 300, 4, 63.0, cause="too few reference sources", text="only 4; 5 are needed"
+    )
+    verdict = judged(Measurement("a", "LS_DR9", "external", offset, ()))
+    assert not verdict.accepted
+    assert "only 4; 5 are needed" in verdict.cause
