@@ -1,7 +1,7 @@
 """What an independent measurement of an association's products says, in numbers that are stored and judged.
 
-Put here the typed record alone. Keep out how it is measured (``verification.py``), what it must reach (``alignment.py``)
-and how it is drawn (``alignment_plots.py``).
+Put here the typed record alone. Keep out how it is measured (``verification.py``), what it must reach
+(``alignment.py``) and how it is drawn (``alignment_plots.py``).
 
 All offsets are catalogue minus reference in mas, positive to the east (a great circle's angle) and to the north. Pixels
 are those of the detector.

@@ -229,7 +229,7 @@ class ReductionOverride(Section):
 class SecondAttempt(Section):
     """What an association that failed with every catalogue is tried again with.
 
-    ``parameters`` go over the first ones; None takes the engine's own choice (wider search, brighter limits).
+    ``parameters`` go over the first ones; None takes the engine's own choice (a wider search).
     """
 
     enabled: bool = True

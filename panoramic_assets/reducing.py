@@ -257,7 +257,7 @@ def second_tries(
     candidates: Candidates,
     priors: tuple[PointingPrior, ...],
 ) -> list[Try]:
-    """What is tried with an association that failed: wider and brighter, then together with its visit."""
+    """What is tried with an association that failed: a wider search, then together with its visit."""
     second = home.survey.reduction.second_attempt
     tries: list[Try] = []
     if second.enabled:
