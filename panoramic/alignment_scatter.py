@@ -46,7 +46,12 @@ _FEW_FACTOR = 1.6
 
 
 def wider_scatter(
-    search: Search, pairs: Pairs, fit: Fit, variances: tuple[np.ndarray, np.ndarray], radius: float
+    search: Search,
+    pairs: Pairs,
+    fit: Fit,
+    variances: tuple[np.ndarray, np.ndarray],
+    radius: float,
+    harmless_arcsec: float,
 ) -> tuple[str, dict[str, float]] | None:
     """Why the pairs of a fit are hardly those of one pointing, in a sentence and numbers; None where they may be."""
     n = int(fit.i.size)
@@ -64,7 +69,8 @@ def wider_scatter(
     cores = np.maximum(_CORE * np.sqrt(fit.excess + variances[0][pairs.i] + variances[1][pairs.j]), SCALES_ARCSEC[0])
     distance = np.hypot(*residual.T)
     matched = np.unique(pairs.i[distance <= cores])
-    core = max(_CORE * float(fit.scatter.max()), _HARMLESS_ARCSEC if n >= _MANY_MATCHES else SCALES_ARCSEC[0])
+    floor = _HARMLESS_ARCSEC if n >= _MANY_MATCHES else harmless_arcsec if n >= EARLY_MATCHES else 0.0
+    core = max(_CORE * float(fit.scatter.max()), floor, SCALES_ARCSEC[0])
     # a source without a partner in the solution: it should have none near it either
     lone = ~np.isin(pairs.i, matched) & (distance <= max(NEIGHBOURHOOD_ARCSEC, 2 * core))
     lone &= ~np.isin(pairs.j, pairs.j[distance <= cores]) & (distance > core)

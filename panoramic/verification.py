@@ -38,6 +38,8 @@ _FIXED_PX, _MOVED_PX = 0.5, 3.0
 _SHOWN_PAIRS_ARCSEC = 0.5
 # a relative solution is worth a number even where it is bad: the gates say what is too bad
 _LARGEST_ERROR_MAS = 60.0
+# a galaxy's centre in another filter; smears of an exposure show against the other exposures, where nothing is excused
+_HARMLESS_ARCSEC = 0.08
 _FEWEST_PER_TILE = 10
 _TILES = 4
 _COLUMNS = (
@@ -192,7 +194,7 @@ def _absolute(exposure: ExposureSources, reference: ReferenceSources, settings: 
     answer = measure_solution(
         exposure.ra, exposure.dec, reference.ra, reference.dec, footprint=exposure.footprint,
         error_mas=np.hypot(exposure.error_mas, exposure.shape_error_mas), ref_error_mas=reference.error_mas,
-        magnitude=exposure.mag, largest_error_mas=_LARGEST_ERROR_MAS, **settings,
+        magnitude=exposure.mag, largest_error_mas=_LARGEST_ERROR_MAS, harmless_arcsec=_HARMLESS_ARCSEC, **settings,
     )  # fmt: skip
     pairs.add(exposure, "absolute", reference.ra, reference.dec, answer)
     near = int(inside(reference.ra, reference.dec, exposure.footprint).sum())
@@ -213,7 +215,8 @@ def _association(
     outline = hull([e.footprint for e in exposures])
     answer = measure_solution(
         ra, dec, reference.ra, reference.dec, footprint=outline, error_mas=error, ref_error_mas=reference.error_mas,
-        magnitude=mag, largest_error_mas=_LARGEST_ERROR_MAS, prior=prior, **settings,
+        magnitude=mag, largest_error_mas=_LARGEST_ERROR_MAS, harmless_arcsec=_HARMLESS_ARCSEC, prior=prior,
+        **settings,
     )  # fmt: skip
     near = int(inside(reference.ra, reference.dec, outline).sum())
     return _offset(association, "absolute", reference.name, len(ra), near, exposures[0], answer)

@@ -214,20 +214,21 @@ def test_the_pointing_correction_is_what_the_product_was_moved_by(reduced: Reduc
 
 
 def unsaturated_stars(reduced: Reduced, truth: Truth) -> Table:
-    """Isolated stars of 18 to 23 mag of which no exposure has a saturated pixel."""
+    """Isolated stars of 18 to 23 mag, seen by two exposures or more, of which none has a saturated pixel."""
     sources, column = truth.sources, np.asarray(truth.sources[f"mag_{reduced.band}"])
-    good = (sources["kind"] == "star") & (column > 18) & (column < 23)
+    good, seen = (sources["kind"] == "star") & (column > 18) & (column < 23), np.zeros(len(column), int)
     for exposure in reduced.result.exposures:
         x, y = truth.true_pixel(exposure.dataset, sources["ra"], sources["dec"])
         with fits.open(reduced.path(exposure)) as hdus:
             saturated = hdus["DQ"].data & 2 > 0
+        seen += (x > 5) & (x < 2043) & (y > 5) & (y < 2043)
         for k in np.flatnonzero(good & (x > 5) & (x < 2043) & (y > 5) & (y < 2043)):
             near = np.hypot(x - x[k], y - y[k]) * reduced.result.pixel_scale_mas < 2000
             i, j = round(float(x[k])), round(float(y[k]))
             good[k] &= (
                 not saturated[j - 3 : j + 4, i - 3 : i + 4].any() and (near & (column < column[k] + 4)).sum() == 1
             )
-    return sources[good]
+    return sources[good & (seen > 1)]
 
 
 def test_star_fluxes(reduced: Reduced, truth: Truth, tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_planes_of_the_contract(reduced: Reduced) -> None:
         assert 100 < outlier.sum() < 20000 and (weight[outlier] == 0).all() and np.isfinite(sci[outlier]).all()
         # neighbours' differences know nothing of sources that are wider than a pixel
         pull = np.diff(np.where(used, sci * np.sqrt(weight), np.nan), axis=1) / np.sqrt(2)
-        assert 1.4826 * np.nanmedian(np.abs(pull)) == pytest.approx(1.0, abs=0.06)
+        assert 1.4826 * np.nanmedian(np.abs(pull)) == pytest.approx(1.0, abs=0.08)
         assert np.allclose(error[used] ** 2, variances[used], rtol=1e-5)
         # a star's own noise is in the error and not in the weight
         bright = used & (sci > 200 / np.sqrt(np.median(weight[used])))

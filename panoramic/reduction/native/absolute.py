@@ -65,7 +65,7 @@ def align_to_reference(
     prefix = f"no alignment to {reference.name}: "
     if not len(reference):
         return AbsoluteSolution(still, failure=f"{prefix}it has no source here")
-    ra, dec, error, mag = common_objects(exposures)
+    ra, dec, error, mag = common_objects(exposures, with_shape=True)
     answer = measure_solution(
         ra, dec, reference.ra, reference.dec, search_radius_arcsec=search_radius_arcsec,
         largest_rotation_deg=largest_rotation_deg, footprint=hull([e.footprint for e in exposures]), error_mas=error,
