@@ -44,7 +44,7 @@ class Criterion:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.name}: {self.note}"
-        sign = "" if self.limit is None else f" ({'at least' if self.at_least else 'limit'} {self.limit:g})"
+        sign = "" if self.limit is None else f" ({'at least' if self.at_least else 'limit'} {self.limit:.4g})"
         return f"{self.name} = {self.value:.4g} {self.unit}{sign}" + (f", {self.note}" if self.note else "")
 
 
@@ -201,7 +201,9 @@ def _measured_absolute(
     beyond = max(0.0, apart - 3 * error)
     corner = max(_value(offset.corner_err_ra), _value(offset.corner_err_dec))
     corner_limit = limits.absolute_corner_factor * limit
-    note = f"measured {apart:.1f} mas where nothing should be left; combined error {combined:.1f}"
+    note = f"3 combined errors of {combined:.1f} mas and {limits.absolute_disagreement_mas:g} mas are allowed"
+    if offset.with_prior:
+        note = "moved by this very solution: nothing is left by construction"
     return [
         Criterion(
             gate, f"predicted error against {name}", predicted, limit, "mas", predicted <= limit, near, with_prior

@@ -263,12 +263,14 @@ class ReductionRules(Section):
         """Engine and parameters of one association; later overrides win.
 
         An override's ``match`` is held against the association's name, its field and its filter, as a shell pattern.
+        Parameters are an engine's own: an override that changes the engine starts without any.
         """
         engine, parameters = self.engine, dict(self.parameters)
         for override in self.overrides:
             names = (association, field, filter_name.lower(), filter_name.upper())
             if any(fnmatch.fnmatchcase(name, override.match) for name in names):
-                engine = override.engine or engine
+                if override.engine is not None and override.engine != engine:
+                    engine, parameters = override.engine, {}
                 parameters.update(override.parameters)
         return engine, parameters
 

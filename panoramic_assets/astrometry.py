@@ -22,11 +22,10 @@ from panoramic_assets.common import (
     MAX_RETRIES,
     RETRY,
     answer,
-    as_table,
     criteria_rows,
     field_of,
     mapping_key,
-    picture,
+    significant,
     verdicts_of,
     verifies,
 )
@@ -40,10 +39,9 @@ from panoramic_assets.reducing import (
     reduce_association,
     without_data,
 )
-from panoramic_assets.storing import association_folder
+from panoramic_assets.showing import outcome_metadata
 from resources.home import Home, HomeResource
 
-PLOTS_SHOWN = 16
 # area of one detector on the sky, arcmin2 (NIRCam: 129 and 63 arcsec a side; jwst-docs "NIRCam Detectors")
 LONG_WAVE_AREA, SHORT_WAVE_AREA = 129.0**2 / 3600, 63.0**2 / 3600
 
@@ -166,70 +164,6 @@ def publish_reference(context: dg.OpExecutionContext, home: HomeResource, outcom
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(version[:16]))
 
 
-def outcome_metadata(home: Home, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What a person wants to see of a field's reductions: numbers that the UI plots over time, table, pictures."""
-    metadata: dict[str, Any] = {
-        "associations": len(outcomes),
-        "accepted": sum(o.status == "accepted" for o in outcomes),
-        "held back": sum(o.status != "accepted" for o in outcomes),
-        "reused": sum(o.reused for o in outcomes),
-        "sources": sum(o.n_sources for o in outcomes),
-        "CPU seconds": round(sum(o.cpu_seconds for o in outcomes), 1),
-        "run time of the steps [s]": round(sum(o.wall_seconds for o in outcomes), 1),
-        "peak memory [MiB]": round(max((o.peak_mib for o in outcomes), default=0.0), 1),
-    }
-    rms = [o.worst_rms_px for o in outcomes if o.worst_rms_px is not None]
-    if rms:
-        metadata["worst relative RMS [px]"] = max(rms)
-    errors = [o.absolute_error_mas for o in outcomes if o.absolute_error_mas is not None]
-    if errors:
-        metadata["worst absolute error [mas]"] = max(errors)
-        metadata["fewest absolute matches"] = min(o.absolute_n for o in outcomes if o.absolute_error_mas is not None)
-    metadata["catalogues tried"] = as_table(tries_of(home, [o.association for o in outcomes]))
-    metadata["measured alignment"] = as_table(measured_rows(home, [o.association for o in outcomes]))
-    metadata["associations table"] = as_table([vars(o) | {"near": "; ".join(o.near)} for o in outcomes])
-    # what was held back is what a person looks for
-    for outcome in sorted(outcomes, key=lambda o: o.status == "accepted")[:PLOTS_SHOWN]:
-        plot = home.storage.path(f"{association_folder(outcome.association)}/{outcome.association}_alignment.png")
-        if plot.exists():
-            metadata[f"alignment {outcome.association.rsplit('_', 1)[-1]}"] = picture(plot, outcome.association)
-    return metadata
-
-
-def tries_of(home: Home, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The catalogues that associations were tried with: how many sources each had, which was used, and why."""
-    rows = []
-    for name in names:
-        stored = home.database.reduction(name)
-        for a in stored.attempts if stored else ():
-            rows.append({"association": name, **a, "used": "yes" if a["used"] else "no"})
-    return rows
-
-
-def measured_rows(home: Home, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The independent measurement of each association, in mas and in pixels."""
-    rows = []
-    for name in names:
-        stored = home.database.reduction(name)
-        offset = stored.measurement.absolute if stored and stored.measurement else None
-        if offset is None:
-            continue
-        row: dict[str, Any] = {"association": name, "reference": offset.reference, "matches": offset.n}
-        if offset.dra is None or offset.ddec is None:
-            rows.append(row | {"cause": offset.text})
-            continue
-        row |= {
-            "east [mas]": round(offset.dra, 2), "north [mas]": round(offset.ddec, 2),
-            "east [px]": round(offset.dra / offset.pixel_scale_mas, 4),
-            "north [px]": round(offset.ddec / offset.pixel_scale_mas, 4),
-            "predicted error [mas]": round(max(offset.err_ra or 0.0, offset.err_dec or 0.0), 2),
-            "scatter [mas]": round(max(offset.scatter_ra or 0.0, offset.scatter_dec or 0.0), 1),
-            "rotation [deg]": round(offset.rotation_deg or 0.0, 5),
-        }  # fmt: skip
-        rows.append(row)
-    return rows
-
-
 @dg.graph_asset(
     ins={"associations": dg.AssetIn(dagster_type=dg.Nothing)},
     partitions_def=fields_partitions,
@@ -257,14 +191,14 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     failing = [v.association for v in verdicts.values() if any(c.passed is False for c in v.of(gate))]
     numbers = [c for v in verdicts.values() for c in v.of(gate) if c.value is not None and c.limit]
     upper = [c for c in numbers if not c.at_least]
-    counts = [c.value or 0.0 for c in numbers if c.unit == "matches"]
+    counts = [c.value for c in numbers if c.unit == "matches" and c.value is not None]
     # where nothing can stand, the gate that failed says so; without any number (no data at all) the last gate does
     blamed = bool(failing) or (
         gate == "absolute_alignment" and not any(c.passed is False for v in verdicts.values() for c in v.criteria)
     )
     blocked = not stands and blamed
     passed = not leaking and not blocked
-    summary = f"{len(accepted)} of {len(names)} associations accepted, {len(failing)} fail this gate"
+    summary = f"{len(accepted)} of {len(names)} associations accepted, {len(failing)} held back by this gate"
     if blocked:
         summary += f": {why_not}"
         causes = [cause for cause in home.database.causes(names).values() if cause]
@@ -274,14 +208,17 @@ def gate_answer(home: Home, names: Sequence[str], gate: str, stands: bool, why_n
     metadata: dict[str, Any] = {"accepted": len(accepted), "failing": len(failing)}
     if upper:
         worst = max(upper, key=lambda c: (c.value or 0.0) / (c.limit or 1.0))
-        metadata |= {"worst value": worst.value, "limit": worst.limit, "unit": worst.unit, "of": worst.name}
-        metadata["fewest matches"] = min(counts, default=0)
+        values = {"worst value": significant(worst.value), "limit": significant(worst.limit)}
+        metadata |= values | {"unit": worst.unit, "of": worst.name}
+    if counts:
+        metadata["fewest matches"] = min(counts)
     return answer(
         passed,
         summary,
         metadata,
         what_to_do="look at the alignment plots; `panoramic explain FIELD` names the cause of each association. "
         "Where the reference filter itself fails, put another one first in reference.filters of the survey file",
+        when_passed="see nothing_held_back for what was held back" if failing else "nothing",
         table=criteria_rows(verdicts.values(), gate),
     )
 
@@ -381,7 +318,8 @@ def held_back_answer(home: Home, names: Sequence[str]) -> dg.AssetCheckResult:
         if rows
         else "nothing is held back",
         {"held back": held, "limit": 0, "near a limit": len(rows) - held},
-        what_to_do="look at the plots of the associations named here; mosaics go without those that are held back",
+        what_to_do="look at the plots of the associations named here; mosaics go without those that are held back. "
+        "`panoramic explain FIELD` tells what was tried; `panoramic accept ASSOCIATION --reason TEXT` overrules",
         warn_only=True,
         table=rows,
     )

@@ -49,10 +49,11 @@ class OwnReference:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A catalogue that can be tried, and where it came from."""
+    """A catalogue that can be tried, where it came from, and how many of its sources are in the field of view."""
 
     sources: ReferenceSources
     origin: str
+    within: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Candidates:
         candidate = Candidate(
             own.around(self._outline, self.home.survey.reference.search_radius_arcsec + _MARGIN_ARCSEC),
             f"version {own.version}, covers {cover:.0%}",
+            within,
         )
         self.covering |= within > 0
         if cover >= minimum_cover and within >= minimum:
@@ -160,7 +162,7 @@ class Candidates:
         self.covering = True
         minimum = survey.limits.absolute_n
         within = int(inside(answer.sources.ra, answer.sources.dec, self._outline).sum())
-        candidate = Candidate(answer.sources, origin)
+        candidate = Candidate(answer.sources, origin, within)
         if within >= minimum:
             self.found.append(candidate)
         else:

@@ -36,7 +36,8 @@ def fields(
             plot_field_map(picture, home.survey.name, {n: [e.vertices for e in v] for n, v in everything.items() if v})
             console.print(f"{len(everything)} fields in {picture}", markup=False)
             return
-        table = Table("field", "RA [deg]", "Dec [deg]", "exposures", "associations", "done", "held back", "mosaics")
+        columns = ("field", escape("RA [deg]"), escape("Dec [deg]"), "exposures", "associations")
+        table = Table(*columns, "done", "held back", "mosaics")
         for name in home.database.field_names():
             row = home.database.field(name)
             rows = home.database.association_rows(name)
@@ -64,10 +65,10 @@ def associations(field: str) -> None:
             "detector",
             "exposures",
             "status",
-            "RMS [px]",
+            escape("RMS [px]"),
             "reference",
             "N",
-            "error [mas]",
+            escape("error [mas]"),
             "cause",
         )
         from panoramic_assets.explaining import association_numbers

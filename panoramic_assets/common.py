@@ -47,11 +47,12 @@ def answer(
     values: Mapping[str, Any] | None = None,
     *,
     what_to_do: str,
+    when_passed: str = "nothing",
     warn_only: bool = False,
     table: Sequence[Mapping[str, Any]] = (),
 ) -> dg.AssetCheckResult:
     """A check's result with its numbers and what to do, also when it passes."""
-    metadata: dict[str, Any] = {**(values or {}), "what to do": "nothing" if passed else what_to_do}
+    metadata: dict[str, Any] = {**(values or {}), "what to do": when_passed if passed else what_to_do}
     if table:
         metadata["details"] = as_table(table)
     severity = dg.AssetCheckSeverity.WARN if warn_only else dg.AssetCheckSeverity.ERROR
@@ -74,14 +75,20 @@ def _plain(value: Any) -> str | int | float | bool:
     return "" if value is None else str(value)
 
 
+def significant(value: float | None) -> float | None:
+    """A number to the digits that mean something."""
+    return None if value is None else float(f"{value:.4g}")
+
+
 def criteria_rows(verdicts: Iterable[Verdict], gate: str) -> list[dict[str, Any]]:
-    """One row for each criterion of a gate."""
-    return [
+    """One row for each criterion of a gate, those that fail or nearly do first."""
+    order = {"failed": 0, "near the limit": 1}
+    rows: list[dict[str, Any]] = [
         {
             "association": v.association,
             "criterion": c.name,
-            "value": None if c.value is None else float(f"{c.value:.4g}"),
-            "limit": None if c.limit is None else float(f"{c.limit:.4g}"),
+            "value": significant(c.value),
+            "limit": significant(c.limit),
             "unit": c.unit,
             "result": _word(c),
             "note": c.note,
@@ -89,6 +96,7 @@ def criteria_rows(verdicts: Iterable[Verdict], gate: str) -> list[dict[str, Any]
         for v in verdicts
         for c in v.of(gate)
     ]
+    return sorted(rows, key=lambda row: order.get(row["result"], 2))
 
 
 def _word(criterion: Criterion) -> str:

@@ -89,6 +89,7 @@ def explain_field(home: Home, name: str) -> list[str]:
         plot = home.storage.path(f"{association_folder(row['assoc_name'])}/{row['assoc_name']}_alignment.png")
         if plot.exists():
             lines.append(f"    its plot: {plot}")
+            lines.append(f"    to overrule: panoramic accept {row['assoc_name']} --reason TEXT")
         lines += [f"    {line}" for line in tries_in_words(tries.get(row["assoc_name"], ()))]
     for name_, verdict in verdicts_of(home, [a.name for a in home.database.associations(name)]).items():
         lines += [f"  {name_}: {c.note}" for c in verdict.criteria if verdict.accepted and c.near and c.value is None]

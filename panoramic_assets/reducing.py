@@ -87,14 +87,13 @@ class Try:
     parameters: Mapping[str, Any]
     priors: tuple[PointingPrior, ...] = ()
 
-    def row(self, made: Made | None, verdict: Verdict) -> dict[str, Any]:
-        """The try as a row of the table of tries; ``final`` where no other catalogue could change it."""
-        used = made.candidate if made else next(iter(self.candidates), None)
+    def row(self, candidate: Candidate | None, verdict: Verdict) -> dict[str, Any]:
+        """The try with a catalogue as a row of the table; ``final`` where no other catalogue could change it."""
         return {
             "attempt": self.attempt,
-            "catalog": used.sources.name if used else "none",
-            "origin": used.origin[:160] if used else "",
-            "n_sources": len(used.sources) if used else 0,
+            "catalog": candidate.sources.name if candidate else "none",
+            "origin": candidate.origin[:160] if candidate else "",
+            "n_sources": candidate.within if candidate else 0,
             "used": verdict.accepted,
             "outcome": verdict.cause or "accepted",
             "final": verdict.accepted or any(c.passed is False for c in verdict.of("relative_alignment")),
@@ -103,12 +102,16 @@ class Try:
 
 @dataclass(frozen=True)
 class Made:
-    """What a try made, in its folder: the result, its measurement and the pairs behind it, the catalogue of both."""
+    """What a try made, in its folder: the result, its measurement and the pairs behind it, the catalogue of both.
+
+    ``refused`` are catalogues that were held against it before, and why they could not be.
+    """
 
     candidate: Candidate | None
     result: ReductionResult
     measurement: Measurement | None
     pairs: Table | None
+    refused: tuple[tuple[Candidate, str], ...] = ()
 
 
 def reduce_association(
@@ -182,10 +185,11 @@ def reduce_association(
         if ended is None or (worse and not ended[1].accepted):
             return _kept_earlier(home, association, rows, second_fingerprint, log)
         made, verdict, chosen = ended
-        failures = [a for a in attempts if a["attempt"] and not a["used"]]
-        if failures:
-            first = f"{failures[0]['catalog']}: {failures[0]['outcome']}"
-            candidates.degradations.append(Degradation(name, "reference_catalog", first))
+        verdict = judged(home, association, made.result, made.measurement, attempts, candidates)
+        before = next((a for a in attempts if a["attempt"] == "first" and not a["used"]), None)
+        if verdict.accepted and before and made.candidate and before["catalog"] != made.candidate.sources.name:
+            why = f"not aligned to {before['catalog']}: {before['outcome']}"
+            candidates.degradations.append(Degradation(name, "reference_catalog", why))
         result = replace(made.result, degradations=(*made.result.degradations, *candidates.degradations))
         reference = made.candidate.sources if made.candidate else None
         tried = sum(a["attempt"] == "first" and a["catalog"] != "none" for a in attempts)
@@ -302,11 +306,13 @@ def _try_all(
             if one.attempt == "first" and not isinstance(error, EngineFailedError):
                 raise
             ended, broken = None, error
-            rows.append(one.row(None, Verdict(name, "held_back", (), f"{type(error).__name__}: {error}")))
+            said = Verdict(name, "held_back", (), f"{type(error).__name__}: {error}")
+            rows.append(one.row(next(iter(one.candidates), None), said))
             log(f"{name}: the {one.attempt} attempt broke down: {error}")
             continue
         verdict = judged(home, association, made.result, made.measurement, (), candidates)
-        rows.append(one.row(made, verdict))
+        rows += [one.row(c, Verdict(name, "held_back", (), f"not measured: {why}")) for c, why in made.refused]
+        rows.append(one.row(made.candidate, verdict))
         ended = made, verdict, one
         log(f"{name}: {verdict.status} {verdict.cause}")
         if verdict.accepted or (rows[-1]["final"] and one.attempt == "first"):
@@ -330,6 +336,12 @@ def judged(
         result, association.detector, survey.limits, survey.reference.absolute_alignment,
         candidates.covering if candidates else True, candidates.why_none if candidates else "", measurement,
     )  # fmt: skip
+    telling = next((a for a in attempts if a["attempt"] == "first" and a["catalog"] != "none"), None)
+    if not verdict.accepted and telling and len([a for a in attempts if a["attempt"]]) > 1:
+        # the last try is what is judged, the first one often what tells
+        before = f"first attempt with {telling['catalog']}: {telling['outcome']}"
+        if telling["outcome"] not in verdict.cause:
+            verdict = replace(verdict, cause=f"{verdict.cause} ({before})")
     contradicting = [a["outcome"] for a in attempts if a["attempt"] == "ties"]
     if contradicting:
         said = Criterion("absolute_alignment", "ties to neighbours", None, None, "", False, note=contradicting[0])
@@ -346,16 +358,20 @@ def _make(home: Home, association: Association, exposures: tuple[ExposureInput, 
     result = engine.reduce(association.name, exposures, given, one.priors, folder)
     if one.attempt != "visit":
         return _measured(home, folder, result, first)
+    refused: list[tuple[Candidate, str]] = []
     for candidate in one.candidates:
         made = _measured(home, folder, result, candidate, knowledge_of(one.priors))
         offset = made.measurement.absolute if made.measurement else None
         if offset is not None and offset.measured:
             correction = correction_of(offset)
             moved = move_products(folder, result, correction)
-            return _measured(home, folder, moved, candidate, knowledge_of(one.priors, correction))
+            made = _measured(home, folder, moved, candidate, knowledge_of(one.priors, correction))
+            break
         if offset is not None and offset.cause == Cause.DISAGREES_WITH_PRIOR:
             break  # its matches are real: a catalogue with fewer must not overrule them
-    return made
+        if candidate is not one.candidates[-1]:
+            refused.append((candidate, offset.text if offset else "nothing was made"))
+    return replace(made, refused=tuple(refused))
 
 
 def _measured(
@@ -506,7 +522,9 @@ def draw(folder: Path, kept: StoredReduction, pairs: Table | None) -> None:
 def draw_plot(path: Path, kept: StoredReduction, pairs: Table) -> None:
     """The alignment plot: what was measured, the verdict, and what was tried."""
     notes = [
-        " ".join(str(a[c]) for c in ("attempt", "catalog", "origin") if a[c]) + f": {a['outcome']}"
+        f"{a['attempt'] or 'passed over'}, {a['catalog']}"
+        + (f" ({a['n_sources']} in view)" if a["n_sources"] else "")
+        + f": {a['outcome']}"
         for a in kept.attempts
     ]
     draw_alignment(path, kept.verdict, kept.measurement, pairs, notes)

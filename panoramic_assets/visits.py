@@ -15,7 +15,6 @@ from panoramic_assets.astrometry import (
     gate_answer,
     held_back_answer,
     mapped,
-    outcome_metadata,
     reduce_step,
 )
 from panoramic_assets.choosing import held_back_in, taken_by_the_reference
@@ -25,6 +24,7 @@ from panoramic_assets.observations import WHEN_UPSTREAM_PASSED, is_public
 from panoramic_assets.own_reference import published_reference
 from panoramic_assets.partitions import fields_partitions
 from panoramic_assets.reducing import Outcome
+from panoramic_assets.showing import outcome_metadata
 from panoramic_assets.storing import association_folder
 from resources.home import Home, HomeResource
 
@@ -105,7 +105,9 @@ def gather_visits(
     metadata["alignment of the field"] = picture(draw_field(house, field, names), f"alignment of {field}")
     metadata["table of associations"] = dg.MetadataValue.path(write_table(house, field))
     metadata["taken from the reference as they are"] = len(names) - len(outcomes)
-    metadata["degradations"] = len(house.database.field_degradations(field))
+    lacks = house.database.field_degradations(field)
+    metadata["degradations"] = sum(not r["intended"] for r in lacks)
+    metadata["switched off on purpose"] = sum(r["intended"] for r in lacks)
     return dg.Output(field, metadata=metadata, data_version=dg.DataVersion(digest_of([fingerprints, verdicts])[:16]))
 
 

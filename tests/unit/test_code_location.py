@@ -59,7 +59,7 @@ def test_the_library_is_pure() -> None:
     """No Dagster, no database, no environment (a child process of foreign code may have one)."""
     for path in (PROJECT / "panoramic").rglob("*.py"):
         assert not imports(path) & {"dagster", "sqlalchemy", "alembic"}, path
-        if path.name != "grizli_child.py":
+        if path.name not in ("grizli_child.py", "crds_lookup.py"):  # foreign code that is told by nothing else
             assert "os.environ" not in path.read_text(), path
 
 

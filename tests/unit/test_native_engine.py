@@ -69,10 +69,11 @@ def test_second_attempt_searches_wider_and_never_narrower() -> None:
         second_parameters({}, {"align_clip": 3}, 10.0)
 
 
-def test_survey_file_names_either_engine() -> None:
-    rules = ReductionRules.model_validate({"overrides": [{"match": "F444W", "engine": "native"}]})
-    assert rules.engine == "grizli"
-    assert rules.settings_for("a", "f", "f444w")[0] == "native" and rules.settings_for("a", "f", "f115w")[0] == "grizli"
+def test_survey_file_names_either_engine_with_its_own_parameters() -> None:
+    overrides = [{"match": "F444W", "engine": "native", "parameters": {"wisps": False}}, {"match": "a*"}]
+    rules = ReductionRules.model_validate({"parameters": {"lean": True}, "overrides": overrides})
+    assert rules.settings_for("a", "f", "f444w") == ("native", {"wisps": False})
+    assert rules.settings_for("a", "f", "f115w") == ("grizli", {"lean": True})
 
 
 # --- alignment of catalogues -------------------------------------------------------------------

@@ -5,7 +5,8 @@ Put here finding and measuring its sources in the contract's columns. Keep out p
 
 Errors are those of the weights times what empty apertures scatter more; the purity is counted on the image turned
 upside down, whose sources are all false: noise is symmetric, the sky's light is not (as is known from radio surveys).
-What may be a piece of a bright star's spikes has SExtractor's flag 1, and takes no part in it.
+Only rows without flags take part in it: what may be a piece of a bright star's spikes has SExtractor's flag 1. Cosmic
+rays are not symmetric: where one exposure alone looked, they are in no purity.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def make_catalogue(science: Image, weight: Image, grid: Grid, *, detection_sigma
     Returns
     -------
     Table
-        The columns of `CATALOG_COLUMNS`, brightest first; ``meta`` tells ``purity`` (part of the rows over ``snr``
-        that are real, with its error) and ``error_scale``.
+        The columns of `CATALOG_COLUMNS`, brightest first; ``meta`` tells ``purity`` (part of the rows without flags
+        over ``purity_snr`` that are no noise, with its error) and ``error_scale``.
     """
     import sep
 
@@ -91,7 +92,7 @@ def make_catalogue(science: Image, weight: Image, grid: Grid, *, detection_sigma
     order = order[np.lexsort((y[order], x[order], -rows["flux"][order]))]
     rows = {name: values[order] for name, values in rows.items()}
     rows["id"] = np.arange(1, order.size + 1)
-    n = int(np.count_nonzero(rows["flux"] > PURITY_SNR * rows["flux_error"]))
+    n = int(np.count_nonzero((rows["flux"] > PURITY_SNR * rows["flux_error"]) & (rows["flags"] == 0)))
     purity = 1 - min(n_false, n) / n if n else 1.0
     return _table(rows, factor, purity, np.sqrt(max(n_false, 1)) / n if n else 1.0)
 
