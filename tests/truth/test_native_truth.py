@@ -113,7 +113,8 @@ def reduce(
 @pytest.fixture(scope="session")
 def external(archive: SimulatedArchive) -> ReferenceSources:
     table = Table.read(archive.reference_catalogs["LS_DR9"])
-    return ReferenceSources("LS_DR9", *(np.asarray(table[c], float) for c in ("ra", "dec", "mag", "ra_error")))
+    ra, dec, mag, error = (np.asarray(table[c], float) for c in ("ra", "dec", "mag", "ra_error"))
+    return ReferenceSources("LS_DR9", ra, dec, mag, error)
 
 
 @pytest.fixture(scope="session")
@@ -126,8 +127,8 @@ def long_wave(
 @pytest.fixture(scope="session")
 def own(long_wave: Reduced) -> ReferenceSources:
     table = select_own(long_wave.catalog(), SourceSelection())
-    columns = (np.asarray(table[c], float) for c in ("ra", "dec", "mag"))
-    return ReferenceSources("own", *columns, np.full(len(table), np.nan), "own")
+    ra, dec, mag = (np.asarray(table[c], float) for c in ("ra", "dec", "mag"))
+    return ReferenceSources("own", ra, dec, mag, np.full(len(table), np.nan), "own")
 
 
 @pytest.fixture(scope="session")
@@ -245,7 +246,7 @@ def test_star_fluxes(reduced: Reduced, truth: Truth, tmp_path: Path) -> None:
         fits.PrimaryHDU(data * np.float32(factor**power), header).writeto(paths[-1])
     stars = unsaturated_stars(reduced, truth)
     table = aperture_photometry(
-        *paths, np.asarray(stars["ra"]), np.asarray(stars["dec"]), [0.5], annulus_arcsec=(1.2, 1.8)
+        paths[0], paths[1], np.asarray(stars["ra"]), np.asarray(stars["dec"]), [0.5], annulus_arcsec=(1.2, 1.8)
     )
     true = 10 ** ((23.9 - np.asarray(stars[f"mag_{reduced.band}"])) / 2.5)
     ratio = np.asarray(table["flux_0.50"]) / encircled_energy(reduced.band, scale, 0.5) / true

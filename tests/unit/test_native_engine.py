@@ -395,7 +395,12 @@ def empty_result() -> str:
     return ReductionResult("a", "native", "1", (), (), None, None, None, None, 0, "a.log", 63.0).to_json()
 
 
-def test_what_the_child_is_given_and_what_comes_back(engine, rates, tmp_path: Path, monkeypatch) -> None:
+def test_what_the_child_is_given_and_what_comes_back(
+    engine: Callable[..., NativeReduction],
+    rates: tuple[ExposureInput, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CRDS_PATH", "/nowhere")
     monkeypatch.setenv("SECRET", "1")
     reference = ReferenceSources("LS", np.array([1.0, np.nan]), np.array([2.0, 3.0]), *np.full((2, 2), np.nan))
@@ -431,14 +436,23 @@ def test_what_the_child_is_given_and_what_comes_back(engine, rates, tmp_path: Pa
         ("error('ExposureFileError', path='x', reason='is bad')", ExposureFileError, "x: is bad"),
     ],
 )
-def test_every_end_of_the_child_has_its_cause(engine, rates, tmp_path: Path, code: str, error: type, said: str) -> None:
+def test_every_end_of_the_child_has_its_cause(
+    engine: Callable[..., NativeReduction],
+    rates: tuple[ExposureInput, ...],
+    tmp_path: Path,
+    code: str,
+    error: type,
+    said: str,
+) -> None:
     with pytest.raises(error, match=said):
         run(engine(code, timeout_s=1.0 if "sleep" in code else 60.0), rates, tmp_path)
     assert not (tmp_path / "products" / "a").exists() and list((tmp_path / "work").iterdir()) == []
     assert (tmp_path / "products" / "a.failed.log").exists()
 
 
-def test_bad_input_is_refused_before_anything_runs(engine, rates, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_runs(
+    engine: Callable[..., NativeReduction], rates: tuple[ExposureInput, ...], tmp_path: Path
+) -> None:
     code = "error('ValueError')"
     prior = PointingPrior(A, (1.0, 2.0), 0.0, ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)))
     with pytest.raises(InputError, match="exposures that it has not: x"):

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,9 @@ from panoramic.pointing import pointing_at, rotation_of
 from panoramic.provenance import sha256_of
 from panoramic.reduction.base import (
     CalibratedExposure,
-    CalibrationSetup,
     Degradation,
     Pointing,
-    PointingPrior,
     ReductionResult,
-    ReferenceSources,
     RelativeFit,
 )
 from panoramic.reduction.childprocess import die_with_parent
@@ -39,8 +35,8 @@ from panoramic.reduction.native.catalogue import make_catalogue, write_catalogue
 from panoramic.reduction.native.exposure import ReducedExposure, reduce_exposure, wisp_template
 from panoramic.reduction.native.geometry import Geometry
 from panoramic.reduction.native.image import Grid, Part, drizzle, frame_map
+from panoramic.reduction.native.job import Job
 from panoramic.reduction.native.outliers import DitheredImage, find_outliers
-from panoramic.reduction.native.parameters import NativeParameters
 from panoramic.reduction.native.persistence import DECAY_S, LASTING
 from panoramic.reduction.native.products import WrittenExposure, finish_exposure, write_exposure, write_image
 from panoramic.reduction.native.references import References, load_references
@@ -53,49 +49,6 @@ Array = NDArray[np.float64]
 
 _SECONDS_PER_DAY = 86400.0
 _DIGITS_MAS, _DIGITS_DEG = 4, 8
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the child is given, from the JSON file that the parent writes."""
-
-    association: str
-    headers: tuple[RateHeader, ...]
-    reference: ReferenceSources | None
-    priors: tuple[PointingPrior, ...]
-    parameters: NativeParameters
-    calibration: CalibrationSetup
-    services_off: tuple[str, ...]
-    provenance: Mapping[str, str]
-    products: Path
-    cache: Path
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Job:
-        """Read what `engine.py` wrote."""
-        calibration, reference = dict(raw["calibration"]), raw["reference"]
-        for key in ("crds_path", "grizli_path"):
-            calibration[key] = calibration[key] and Path(calibration[key])
-        if reference is not None:
-            arrays = {key: np.asarray(reference[key], float) for key in ("ra", "dec", "mag", "error_mas")}
-            reference = ReferenceSources(reference["name"], **arrays, kind=reference["kind"])
-        return cls(
-            association=raw["association"],
-            headers=tuple(RateHeader(**{**h, "path": Path(h["path"])}) for h in raw["headers"]),
-            reference=reference,
-            priors=tuple(_prior(p) for p in raw["priors"]),
-            parameters=NativeParameters.model_validate(raw["parameters"]),
-            calibration=CalibrationSetup(**calibration),
-            services_off=tuple(raw["services_off"]),
-            provenance=raw["provenance"],
-            products=Path(raw["products"]),
-            cache=Path(raw["cache"]),
-        )
-
-
-def _prior(raw: Mapping[str, Any]) -> PointingPrior:
-    lists = {key: tuple(raw[key]) for key in ("shift_mas", "sources", "left_out")}
-    return PointingPrior(**{**raw, **lists, "covariance": tuple(tuple(row) for row in raw["covariance"])})
 
 
 @dataclass(eq=False)
