@@ -52,6 +52,7 @@ def wider_scatter(
     variances: tuple[np.ndarray, np.ndarray],
     radius: float,
     harmless_arcsec: float,
+    lone_part: float,
 ) -> tuple[str, dict[str, float]] | None:
     """Why the pairs of a fit are hardly those of one pointing, in a sentence and numbers; None where they may be."""
     n = int(fit.i.size)
@@ -76,9 +77,10 @@ def wider_scatter(
     lone &= ~np.isin(pairs.j, pairs.j[distance <= cores]) & (distance > core)
     free = 1 - matched.size / max(np.unique(pairs.i).size, matched.size, 1)
     density = max(pair_density(offsets, fit.shift, max(_WINGS_ARCSEC) / 4, radius), search.mean_density()) * free
+    more = lone_part if n >= _MANY_MATCHES else 0.0
     rare = _CHANCE_EARLY if n < EARLY_MATCHES else _CHANCE_UNEXPLAINED if fit.unexplained else _CHANCE
     for found in (_wings, _line, _heap):
-        answer = found(residual[lone], pairs.i[lone], matched.size, core, density, math.log(rare))
+        answer = found(residual[lone], pairs.i[lone], matched.size, core, density, math.log(rare), more)
         if answer is not None:
             seen, by_chance, where, part = answer
             text = f"{n} sources agree, but {seen} more lie {where} (chance puts {by_chance:.1f}): the scatter is wider"
@@ -89,20 +91,26 @@ def wider_scatter(
 _Found = tuple[int, float, str, float] | None
 
 
-def _wings(residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float) -> _Found:
+def _wings(
+    residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float, more: float
+) -> _Found:
     """Sources all around the solution but outside of its scatter."""
+    part = max(_LARGEST_PART, more)
     for radius in _WINGS_ARCSEC:
         wide = max(radius, 1.5 * core)
         seen = np.unique(i[np.hypot(*residual.T) <= wide]).size
         by_chance = density * math.pi * (wide**2 - core**2)
         rare = math.log(len(_WINGS_ARCSEC)) + log_tail(seen, by_chance) < limit
-        if rare and seen - by_chance > _LARGEST_PART * n:
-            return seen, by_chance, "about them", _LARGEST_PART
+        if rare and seen - by_chance > part * n:
+            return seen, by_chance, "about them", part
     return None
 
 
-def _line(residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float) -> _Found:
+def _line(
+    residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float, more: float
+) -> _Found:
     """Sources along a line through the solution."""
+    part = max(_LARGEST_PART, more)
     half = core * 0.7
     trials = math.log(_DIRECTIONS * len(_LENGTHS_ARCSEC))
     for angle in np.arange(_DIRECTIONS) * math.pi / _DIRECTIONS:
@@ -114,12 +122,14 @@ def _line(residual: np.ndarray, i: np.ndarray, n: int, core: float, density: flo
             strip = (np.abs(along) <= reach) & (np.abs(across) <= half + 0.1 * np.abs(along))
             seen = np.unique(i[strip]).size
             by_chance = density * (4 * half * (reach - core) + 0.2 * (reach**2 - core**2))
-            if trials + log_tail(seen, by_chance) < limit and seen - by_chance > _LARGEST_PART * n:
-                return seen, by_chance, "along a line through them", _LARGEST_PART
+            if trials + log_tail(seen, by_chance) < limit and seen - by_chance > part * n:
+                return seen, by_chance, "along a line through them", part
     return None
 
 
-def _heap(residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float) -> _Found:
+def _heap(
+    residual: np.ndarray, i: np.ndarray, n: int, core: float, density: float, limit: float, more: float
+) -> _Found:
     """Sources in one heap near the solution, as an exposure that jumped leaves."""
     from scipy.spatial import cKDTree
 
@@ -130,8 +140,8 @@ def _heap(residual: np.ndarray, i: np.ndarray, n: int, core: float, density: flo
     seen = max(np.unique(i[near]).size for near in tree.query_ball_point(residual, radius))
     by_chance = density * math.pi * radius**2
     places = 4 * (1 + wide / radius) ** 2
-    if math.log(places) + log_tail(seen, by_chance) < limit and seen > max(_LARGEST_HEAP * n, 2):
-        return seen, by_chance, "in a second heap beside them", _LARGEST_HEAP
+    if math.log(places) + log_tail(seen, by_chance) < limit and seen > max(max(_LARGEST_HEAP, more) * n, 2):
+        return seen, by_chance, "in a second heap beside them", max(_LARGEST_HEAP, more)
     return None
 
 

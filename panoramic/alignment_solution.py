@@ -64,6 +64,7 @@ class _Limits:
     error: float
     part: float = _SMALLEST_PART_EARLY
     harmless: float = 0.0
+    lone_part: float = 0.0
 
     def chance(self, n: int) -> float:
         """Greatest expected number of chance piles for so many matches."""
@@ -117,6 +118,7 @@ def measure_solution(
     largest_scatter_mas: float = 120.0,
     largest_error_mas: float = 30.0,
     harmless_arcsec: float = 0.0,
+    lone_part: float = 0.0,
     prior: PointingKnowledge | None = None,
     minimum_matches_with_prior: int = 3,
 ) -> Solution | Refusal:
@@ -141,6 +143,8 @@ def measure_solution(
         stand alone.
     harmless_arcsec : sources without a partner so near to the solution tell nothing against it, from 12 matches on:
         galaxies whose centre is elsewhere in another filter. With 0, a smear is told from fewer sources.
+    lone_part : such sources farther out, as a part of the matched ones, that tell nothing from 24 matches on: pieces of
+        spikes and blends. At least a tenth.
     prior : what is known of the pointing, as the visit's other detectors say; it belongs to the centre of the
         footprint. It enters the solution as an observation.
     minimum_matches_with_prior : the same as ``minimum_matches``, within 4 standard errors of the prior.
@@ -159,6 +163,7 @@ def measure_solution(
         scatter=largest_scatter_mas / 1000,
         error=largest_error_mas / 1000,
         harmless=harmless_arcsec,
+        lone_part=lone_part,
     )
     near = limits if prior is None else _near(prior, limits, min(minimum_matches, minimum_matches_with_prior))
     scene = _scene((ra, dec), (ref_ra, ref_dec), limits, near.matches, footprint, (error_mas, ref_error_mas), magnitude)
@@ -301,7 +306,7 @@ def _judged(
             f"the best solution is turned by {turn:.3f} deg (limit {largest:g})",
             {"n": n, "rotation_deg": turn, "limit": largest},
         )
-    wider = wider_scatter(search, pairs, fit, variances, limits.radius, limits.harmless)
+    wider = wider_scatter(search, pairs, fit, variances, limits.radius, limits.harmless, limits.lone_part)
     if wider is not None:
         return Refusal(Cause.SCATTER_TOO_LARGE, *wider)
     if fit.scatter.max() > limits.scatter:

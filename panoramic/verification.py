@@ -40,6 +40,8 @@ _SHOWN_PAIRS_ARCSEC = 0.5
 _LARGEST_ERROR_MAS = 60.0
 # a galaxy's centre in another filter; smears of an exposure show against the other exposures, where nothing is excused
 _HARMLESS_ARCSEC = 0.08
+# pieces of diffraction spikes, split galaxies and cosmic rays about real sources: up to this part of the matched ones
+_LONE_PART = 0.4
 _FEWEST_PER_TILE = 10
 _TILES = 4
 _COLUMNS = (
@@ -91,6 +93,7 @@ def measure_alignment(
         "maximum_chance": limits.absolute_chance,
         "maximum_chance_early": limits.absolute_chance_early,
         "minimum_contrast": limits.absolute_contrast,
+        "lone_part": _LONE_PART,
     }
     offsets: list[Offset] = []
     for k, exposure in enumerate(exposures):

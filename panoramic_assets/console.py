@@ -113,11 +113,15 @@ def survey_of_archive(home: Home, archive: Path) -> Survey:
 
 def check_parameters(survey: Survey) -> None:
     """Refuse engine parameters that the engine does not know, before anything runs."""
-    from panoramic.reduction.grizli_parameters import validate_parameters
+    from panoramic.reduction.grizli_parameters import validate_parameters as validate_grizli
+    from panoramic.reduction.native.parameters import validate_parameters as validate_native
 
-    validate_parameters(survey.reduction.parameters)
-    for override in survey.reduction.overrides:
-        validate_parameters(survey.reduction.parameters | override.parameters)
+    validate = {"grizli": validate_grizli, "native": validate_native}
+    rules = survey.reduction
+    validate[rules.engine](rules.parameters)
+    for override in rules.overrides:
+        engine = override.engine or rules.engine
+        validate[engine](({} if engine != rules.engine else rules.parameters) | override.parameters)
 
 
 def ensure_archive(home: Home, survey: Survey, tell: Callable[[str], None] | None = None) -> None:
