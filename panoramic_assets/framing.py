@@ -23,12 +23,13 @@ from panoramic.provenance import digest_of
 from panoramic.reduction.base import ReferenceSources
 from panoramic.reduction.moving import SkyCorrection, move_products, recorded_correction
 from panoramic.reference import centroid_errors_mas, select_own, sources_digest
+from panoramic_assets.attempts import judged
 from panoramic_assets.candidates import epoch_of
 from panoramic_assets.choosing import carries
 from panoramic_assets.common import as_table
 from panoramic_assets.inputs import Log
 from panoramic_assets.own_reference import as_reference, own_sources
-from panoramic_assets.reducing import Outcome, judged, outcome_of, settle_verdict, store
+from panoramic_assets.reducing import Outcome, outcome_of, settle_verdict, store
 from panoramic_assets.storing import association_folder, products_stand, staging
 from resources.database import StoredReduction
 from resources.home import Home
