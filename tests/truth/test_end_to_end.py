@@ -18,6 +18,7 @@ from panoramic.footprints import inside
 from panoramic.observations import parse_rows
 from panoramic.survey import ExposureRules, Survey
 from resources import tables as t
+from resources.home import Home
 
 
 def test_a_killed_run_is_taken_up_again(finished: Finished) -> None:
@@ -142,7 +143,15 @@ def test_a_solution_moved_after_its_fit_is_caught(finished: Finished, tmp_path: 
     assert done.returncode == 1, done.stdout
     assert f"{finished.field}: blocked" in done.stdout
     rows = [one for one in done.stdout.splitlines() if one.startswith("│")]
-    (number,) = [i for i, row in enumerate(rows) if "mosaic_astrometry" in row]
-    assert "failed" in rows[number], rows[number]
-    # the cell goes on over the next lines of the table, up to the next check
-    assert "f444w-clear" in "".join(rows[number : number + 3]), rows[number : number + 3]
+    (row,) = [row for row in rows if "astrometric_reference" in row and "absolute_alignment" in row]
+    assert "failed" in row, row
+    # it is measured again from the products, in each attempt, and nothing of it is published or drizzled
+    house = Home(home)
+    (association,) = [a for a in house.database.associations(finished.field) if a.first.element == "f444w"]
+    stored = house.database.reduction(association.name)
+    assert stored is not None and not stored.verdict.accepted
+    assert stored.measurement is not None and stored.measurement.absolute is not None
+    assert stored.measurement.absolute.dra == pytest.approx(300, abs=60)
+    assert "offset from LS_DR9" in stored.verdict.cause
+    assert house.database.reference(finished.field) == []
+    assert house.database.mosaics(finished.field) == []
