@@ -66,7 +66,7 @@ def test_single_exposures_lie_where_they_should(done: tuple[Home, Truth, str]) -
     for association in sorted(home.database.associations(field), key=lambda a: not a.is_long_wave):
         stored = home.database.reduction(association.name)
         assert stored is not None
-        _, result, verdict, _ = stored
+        result, verdict = stored.result, stored.verdict
         assert verdict.accepted, verdict.cause
         assert [f.role for f in result.relative] == ["single"]
         assert result.absolute is not None
