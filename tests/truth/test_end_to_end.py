@@ -142,16 +142,16 @@ def test_a_solution_moved_after_its_fit_is_caught(finished: Finished, tmp_path: 
     done = panoramic(home, "run", "--survey", str(survey), check=False)
     assert done.returncode == 1, done.stdout
     assert f"{finished.field}: blocked" in done.stdout
-    rows = [one for one in done.stdout.splitlines() if one.startswith("│")]
-    (row,) = [row for row in rows if "astrometric_reference" in row and "absolute_alignment" in row]
-    assert "failed" in row, row
-    # it is measured again from the products, in each attempt, and nothing of it is published or drizzled
+    # each attempt is measured from the products and refused; what carries the reference is another filter
     house = Home(home)
     (association,) = [a for a in house.database.associations(finished.field) if a.first.element == "f444w"]
+    tries = [t for t in house.database.reference_tries(finished.field) if t["assoc"] == association.name]
+    refused = [t["outcome"] for t in tries if t["attempt"] in ("first", "second")]
+    assert len(refused) >= 2
+    assert all("offset from" in outcome for outcome in refused), refused
+    assert association.name not in {r["src"] for r in house.database.reference(finished.field)}
+    # ties to the other filter may have brought it back; where it lies now is measured again
     stored = house.database.reduction(association.name)
-    assert stored is not None and not stored.verdict.accepted
-    assert stored.measurement is not None and stored.measurement.absolute is not None
-    assert stored.measurement.absolute.dra == pytest.approx(300, abs=60)
-    assert "offset from LS_DR9" in stored.verdict.cause
-    assert house.database.reference(finished.field) == []
+    assert stored is not None and stored.measurement is not None and stored.measurement.absolute is not None
+    assert not stored.verdict.accepted or abs(stored.measurement.absolute.dra or 0.0) < 10
     assert house.database.mosaics(finished.field) == []
